@@ -1,0 +1,143 @@
+// Package token is the secret format: how an API key's secret is drawn, checked
+// and digested (contract C11). It imports the standard library alone; vectors.json
+// beside it lets an implementation in another language prove itself.
+//
+//	sk_live_<32 base62 characters><6 base62 characters of CRC-32>
+package token
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"regexp"
+	"strings"
+)
+
+// Environment tells which data a key reaches.
+type Environment string
+
+// The two environments.
+const (
+	Live Environment = "live"
+	Test Environment = "test"
+)
+
+// Digest is the SHA-256 of a secret, the only form in which it is kept. A secret
+// has 190 random bits, so a plain hash cannot be searched (NIST SP 800-63B 5.1.2).
+type Digest [sha256.Size]byte
+
+// ErrMalformed says that a string cannot be a secret of this format: wrong word,
+// environment, length, alphabet or checksum. It never carries the string.
+var ErrMalformed = errors.New("token: not a well-formed secret")
+
+const (
+	randomLength   = 32
+	checksumLength = 6
+	// HintLength is how many final characters of a secret may be shown (C18).
+	HintLength = 4
+
+	alphabet = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+	// envLength is the length of "_live_" and of "_test_".
+	envLength = 6
+)
+
+// wordPattern keeps the word free of an underscore: leak scanners lose a key that
+// has one more than the two around the environment.
+var wordPattern = regexp.MustCompile(`^[a-z][a-z0-9]{0,15}$`)
+
+// Format is the secret format with a deployment's own word before _live_ and _test_.
+// The zero Format is not usable; see NewFormat.
+type Format struct{ word string }
+
+// NewFormat returns the format whose secrets start with word, "sk" unless the
+// deployment says otherwise: 1–16 lower-case letters and digits, a letter first.
+func NewFormat(word string) (Format, error) {
+	if !wordPattern.MatchString(word) {
+		return Format{}, errors.New("token: the secret prefix must be 1–16 lower-case letters or digits and start with a letter")
+	}
+	return Format{word: word}, nil
+}
+
+// Generate draws a new secret for env from the operating system's generator,
+// by rejection, so that every character is equally likely.
+func (f Format) Generate(env Environment) (Secret, error) {
+	if env != Live && env != Test {
+		return Secret{}, fmt.Errorf("token: unknown environment")
+	}
+	b := make([]byte, 0, f.length())
+	b = append(b, f.word...)
+	b = append(b, '_')
+	b = append(b, env...)
+	b = append(b, '_')
+	var pool [64]byte
+	for need := randomLength; need > 0; {
+		rand.Read(pool[:]) // never fails: crypto/rand ends the program first
+		for _, c := range pool {
+			if c >= 248 { // 248 = 4 × 62: above it the remainder would favour low characters
+				continue
+			}
+			b = append(b, alphabet[c%62])
+			if need--; need == 0 {
+				break
+			}
+		}
+	}
+	var sum [checksumLength]byte
+	checksum(&sum, crc32.ChecksumIEEE(b))
+	s := string(append(b, sum[:]...))
+	return Secret{&s}, nil
+}
+
+// Parse checks the shape and the checksum of s and returns what verification
+// needs of it. It allocates nothing and compares nothing secret: the checksum is a
+// guard against typing errors and noise, not a proof.
+func (f Format) Parse(s string) (Environment, Digest, error) {
+	if len(s) != f.length() || !f.Resembles(s) {
+		return "", Digest{}, ErrMalformed
+	}
+	rest := s[len(f.word):]
+	var env Environment
+	switch rest[:envLength] {
+	case "_live_":
+		env = Live
+	case "_test_":
+		env = Test
+	default:
+		return "", Digest{}, ErrMalformed
+	}
+	body := rest[envLength:]
+	for i := range len(body) {
+		if !isBase62(body[i]) {
+			return "", Digest{}, ErrMalformed
+		}
+	}
+	covered := len(s) - checksumLength
+	var sum [checksumLength]byte
+	checksum(&sum, crcOf(s[:covered]))
+	if s[covered:] != string(sum[:]) {
+		return "", Digest{}, ErrMalformed
+	}
+	return env, digestOf(s), nil
+}
+
+// Resembles reports whether s starts as a secret does. It is how a secret in a
+// place where a user's token belongs is told apart (C1) without checking it.
+func (f Format) Resembles(s string) bool {
+	return len(s) > len(f.word) && s[len(f.word)] == '_' && strings.HasPrefix(s, f.word)
+}
+
+func (f Format) length() int { return len(f.word) + envLength + randomLength + checksumLength }
+
+func isBase62(c byte) bool {
+	return '0' <= c && c <= '9' || 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z'
+}
+
+// checksum writes v in base62, most significant digit first, zero padded.
+func checksum(dst *[checksumLength]byte, v uint32) {
+	for i := checksumLength - 1; i >= 0; i-- {
+		dst[i] = alphabet[v%62]
+		v /= 62
+	}
+}
