@@ -1,86 +1,255 @@
 package seal
 
-import "errors"
+import (
+	"crypto/hmac"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+)
 
 // Ring is the master keys a node knows: the current one, under which everything new
-// is sealed, and the retired ones, which only open. It is safe for concurrent use.
-type Ring struct{}
+// is sealed, and the retired ones, which only open. It is safe for concurrent use. The zero Ring
+// is not usable; see Load.
+type Ring struct {
+	keys   atomic.Pointer[keySet]
+	reload sync.Mutex // held from comparing a new set with keys to storing it
+}
 
-// Errors of opening. They name a master key id, never key bytes.
+// keySet is immutable once a Ring holds it.
+type keySet struct {
+	inOrder []*masterKey // the current one first; never empty
+	byID    map[string]*masterKey
+}
+
+func (s *keySet) current() *masterKey { return s.inOrder[0] }
+
+// masterKey is the children of one master key, each for one use.
+type masterKey struct {
+	id       string
+	identity [keySize]byte // tells two master keys apart, opens nothing
+
+	rows, weights, handles, requests, audit *mac
+
+	state, answers [keySize]byte // HKDF secrets of the boxes
+}
+
+func newMasterKey(id string, secret []byte) *masterKey {
+	child := func(info string) [keySize]byte { return derive(secret, nil, info) }
+	authenticator := func(info string) *mac {
+		key := child(info)
+		return newMAC(key[:])
+	}
+	return &masterKey{
+		id:       id,
+		identity: child("keyward/identity/v1"),
+		rows:     authenticator("keyward/row/v1"),
+		weights:  authenticator("keyward/weight/v1"),
+		handles:  authenticator("keyward/handle/v1"),
+		requests: authenticator("keyward/request/v1"),
+		audit:    authenticator("keyward/audit/v1"),
+		state:    child("keyward/state/v1"),
+		answers:  child("keyward/answer/v1"),
+	}
+}
+
+// The info strings under which one box's key is derived from a child and the box's salt.
+const (
+	stateBoxInfo  = "keyward/state-box/v1"
+	answerBoxInfo = "keyward/answer-box/v1"
+)
+
+func (k *masterKey) same(other *masterKey) bool {
+	return hmac.Equal(k.identity[:], other.identity[:])
+}
+
+// Errors of opening, to be told apart with errors.Is. They name a master key id, never key bytes.
 var (
 	ErrBadSeal    = errors.New("seal: the seal does not match")
 	ErrUnknownKey = errors.New("seal: sealed under a master key this node does not have")
 )
 
-// Seal is a row's authenticator and the id of the master key it was made under.
+// byID finds a key or says which one is missing.
+func (r *Ring) byID(id string) (*masterKey, error) {
+	if k := r.keys.Load().byID[id]; k != nil {
+		return k, nil
+	}
+	if !idPattern.MatchString(id) {
+		return nil, ErrUnknownKey // the id came from a database somebody else wrote to
+	}
+	return nil, fmt.Errorf("%w: %q", ErrUnknownKey, id)
+}
+
+// Current returns the id of the current master key.
+func (r *Ring) Current() string { return r.keys.Load().current().id }
+
+// KeyIDs returns the ids, the current one first.
+func (r *Ring) KeyIDs() []string {
+	set := r.keys.Load()
+	ids := make([]string, len(set.inOrder))
+	for i, k := range set.inOrder {
+		ids[i] = k.id
+	}
+	return ids
+}
+
+// Seal is an authenticator and the id of the master key it was made under.
 type Seal struct {
 	KeyID string
 	MAC   []byte // 32 bytes
 }
 
-// Load reads a master key file: lines `<id>:<base64 of 32 bytes>`, the first current, the others
-// retired; blank lines and lines that start with # are skipped. It refuses a file that its group or
-// others can read, an id or key of the wrong form, a repeated id, a repeated key, and a file without a key;
-// each error says which line and what to do, and shows no key bytes.
-func Load(path string) (*Ring, error) { panic("todo") }
-
-// Parse is Load for bytes already read.
-func Parse(file []byte) (*Ring, error) { panic("todo") }
-
-// NewLine draws a master key and returns its line for the file. An empty id takes one made from the date and random characters.
-func NewLine(id string) (string, error) { panic("todo") }
-
-// Current returns the id of the current master key.
-func (r *Ring) Current() string { panic("todo") }
-
-// KeyIDs returns the ids, the current one first.
-func (r *Ring) KeyIDs() []string { panic("todo") }
-
 // SealRow seals a row's content under the current key; kind names its table.
-func (r *Ring) SealRow(kind string, content []byte) Seal { panic("todo") }
+func (r *Ring) SealRow(kind string, content []byte) Seal {
+	k := r.keys.Load().current()
+	sum := k.row(kind, content)
+	return Seal{KeyID: k.id, MAC: sum[:]}
+}
 
 // CheckRow returns nil, ErrBadSeal or ErrUnknownKey. The comparison takes constant time.
-func (r *Ring) CheckRow(kind string, content []byte, s Seal) error { panic("todo") }
+func (r *Ring) CheckRow(kind string, content []byte, s Seal) error {
+	k, err := r.byID(s.KeyID)
+	if err != nil {
+		return err
+	}
+	sum := k.row(kind, content)
+	return compare(sum, s)
+}
+
+func (k *masterKey) row(kind string, content []byte) [32]byte {
+	m := k.rows.begin()
+	m.text(kind)
+	return m.finish(content)
+}
+
+func compare(sum [32]byte, s Seal) error {
+	if !hmac.Equal(sum[:], s.MAC) {
+		return ErrBadSeal
+	}
+	return nil
+}
 
 // Weight is the element a row adds to the digest of the whole set of rows: a keyed digest of
-// kind, id and revision under the named master key.
-func (r *Ring) Weight(keyID, kind, id string, revision int64) ([32]byte, error) { panic("todo") }
+// kind, id and revision under the named master key. ErrUnknownKey.
+func (r *Ring) Weight(keyID, kind, id string, revision int64) ([32]byte, error) {
+	k, err := r.byID(keyID)
+	if err != nil {
+		return [32]byte{}, err
+	}
+	m := k.weights.begin()
+	m.text(kind)
+	m.text(id)
+	m.number(revision)
+	return m.finish(nil), nil
+}
 
-// SealState encrypts and authenticates the database's state under the current key (AES-256-GCM, random nonce, one HKDF child with a random salt per box).
-func (r *Ring) SealState(state, additional []byte) (keyID string, box []byte) { panic("todo") }
+// SealState encrypts and authenticates the database's state under the current key. The box is
+// salt (32 bytes) ‖ nonce (12) ‖ AES-256-GCM ciphertext ‖ tag (16), under an HKDF child
+// that the random salt makes the box's own.
+func (r *Ring) SealState(state, additional []byte) (keyID string, box []byte) {
+	k := r.keys.Load().current()
+	salt := newSalt()
+	key := derive(k.state[:], salt, stateBoxInfo)
+	return k.id, append(salt, encrypt(key, state, additional)...)
+}
 
-// OpenState is its inverse.
-func (r *Ring) OpenState(keyID string, box, additional []byte) ([]byte, error) { panic("todo") }
+// OpenState is the inverse of SealState. ErrBadSeal, ErrUnknownKey.
+func (r *Ring) OpenState(keyID string, box, additional []byte) ([]byte, error) {
+	k, err := r.byID(keyID)
+	if err != nil {
+		return nil, err
+	}
+	if len(box) < saltSize {
+		return nil, ErrBadSeal
+	}
+	key := derive(k.state[:], box[:saltSize], stateBoxInfo)
+	return decrypt(key, box[saltSize:], additional)
+}
 
 // Handles returns the look-up handles of a kept answer under every master key, the current one's
 // first: a keyed digest of the parts, each with its length before it (C15, C17).
-func (r *Ring) Handles(parts ...string) [][32]byte { panic("todo") }
+func (r *Ring) Handles(parts ...string) [][32]byte {
+	set := r.keys.Load()
+	handles := make([][32]byte, len(set.inOrder))
+	for i, k := range set.inOrder {
+		m := k.handles.begin()
+		for _, part := range parts {
+			m.text(part)
+		}
+		handles[i] = m.finish(nil)
+	}
+	return handles
+}
 
-// Fingerprint is a keyed digest of a request under the named master key (C16).
-func (r *Ring) Fingerprint(keyID string, request []byte) ([32]byte, error) { panic("todo") }
+// Fingerprint is a keyed digest of a request under the named master key (C16). ErrUnknownKey.
+func (r *Ring) Fingerprint(keyID string, request []byte) ([32]byte, error) {
+	k, err := r.byID(keyID)
+	if err != nil {
+		return [32]byte{}, err
+	}
+	return k.requests.begin().finish(request), nil
+}
 
 // Answer is a kept answer's sealed form.
 type Answer struct {
 	KeyID  string
 	Salt   []byte // 32 random bytes
-	Sealed []byte
+	Sealed []byte // nonce (12 bytes) ‖ AES-256-GCM ciphertext ‖ tag (16)
 }
 
 // SealAnswer seals plain under a key derived from the current master key AND the client's
 // idempotency key, so that neither the database nor the server's configuration alone can open it (C17).
-func (r *Ring) SealAnswer(idempotencyKey string, plain, additional []byte) Answer { panic("todo") }
+// It panics when the idempotency key is empty: such a seal would not keep that promise.
+func (r *Ring) SealAnswer(idempotencyKey string, plain, additional []byte) Answer {
+	if idempotencyKey == "" {
+		panic("seal: a kept answer needs an idempotency key")
+	}
+	k := r.keys.Load().current()
+	salt := newSalt()
+	return Answer{KeyID: k.id, Salt: salt, Sealed: encrypt(k.answer(idempotencyKey, salt), plain, additional)}
+}
 
-// OpenAnswer is its inverse.
+// OpenAnswer is the inverse of SealAnswer. ErrBadSeal also when the idempotency key is another;
+// ErrUnknownKey.
 func (r *Ring) OpenAnswer(idempotencyKey string, a Answer, additional []byte) ([]byte, error) {
-	panic("todo")
+	k, err := r.byID(a.KeyID)
+	if err != nil {
+		return nil, err
+	}
+	// HKDF pads a short salt with zeros, so a salt of another length could be the same salt.
+	if idempotencyKey == "" || len(a.Salt) != saltSize {
+		return nil, ErrBadSeal
+	}
+	return decrypt(k.answer(idempotencyKey, a.Salt), a.Sealed, additional)
+}
+
+// answer derives the key of one box. The child has a fixed length and comes first, so
+// that no two pairs of child and idempotency key have the same bytes.
+func (k *masterKey) answer(idempotencyKey string, salt []byte) [keySize]byte {
+	secret := slices.Concat(k.answers[:], []byte(idempotencyKey))
+	defer clear(secret)
+	return derive(secret, salt, answerBoxInfo)
 }
 
 // SealAudit authenticates one link of the audit chain under the current key.
-func (r *Ring) SealAudit(sequence int64, hash [32]byte) Seal { panic("todo") }
+func (r *Ring) SealAudit(sequence int64, hash [32]byte) Seal {
+	k := r.keys.Load().current()
+	sum := k.link(sequence, hash)
+	return Seal{KeyID: k.id, MAC: sum[:]}
+}
 
-// CheckAudit returns nil, ErrBadSeal or ErrUnknownKey.
-func (r *Ring) CheckAudit(sequence int64, hash [32]byte, s Seal) error { panic("todo") }
+// CheckAudit returns nil, ErrBadSeal or ErrUnknownKey. The comparison takes constant time.
+func (r *Ring) CheckAudit(sequence int64, hash [32]byte, s Seal) error {
+	k, err := r.byID(s.KeyID)
+	if err != nil {
+		return err
+	}
+	return compare(k.link(sequence, hash), s)
+}
 
-// Reload replaces the ring's keys with those of the file, for a rotation without a restart.
-// It refuses a file that lacks the ring's current key.
-func (r *Ring) Reload(path string) error { panic("todo") }
+func (k *masterKey) link(sequence int64, hash [32]byte) [32]byte {
+	m := k.audit.begin()
+	m.number(sequence)
+	return m.finish(hash[:])
+}
