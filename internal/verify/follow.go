@@ -1,0 +1,378 @@
+package verify
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/syncgram/keyward/internal/keys"
+)
+
+// The protocol "lease, acknowledge, or wait". Each serving node has a row. One conditional
+// statement acknowledges what the node has applied AND renews its lease, and succeeds only if nothing
+// newer exists. A writer answers when every row has acknowledged its revision, or once it has waited
+// so long that every lease granted before is over, and has deleted (fenced) the rows that stayed behind.
+//
+// Invariants, and what depends on them:
+//   - a lease counts from a clock read before its renewal was sent (stopwatch);
+//   - it is extended only by a Renewed answer, never by a read;
+//   - the writer's wait starts after its commit returned (Await);
+//   - a new registration has a new id, so a late packet acknowledges nothing.
+
+// waitFactor and waitSlack make the writer's wait longer than any lease, also when two
+// machines' clocks run at rates that differ by up to a quarter.
+const (
+	waitFactor = 1.25
+	waitSlack  = 50 * time.Millisecond
+
+	changesPerRead = 10_000
+	callTimeout    = 5 * time.Second // of one statement; the lease bounds what matters
+	usesPerWrite   = 500
+	eraseEvery     = time.Minute
+	keptFor        = 24 * time.Hour
+)
+
+// Run registers the node and keeps its memory current until ctx ends; then it writes the
+// collected uses, gives the lease back and returns. A database that is away is waited for.
+func (v *Verifier) Run(ctx context.Context) {
+	var background sync.WaitGroup
+	background.Go(func() { v.flushUses(ctx) })
+	background.Go(func() { v.eraseKeptAnswers(ctx) })
+	background.Go(func() { v.scrub(ctx) })
+
+	for ctx.Err() == nil {
+		v.serve(ctx)
+	}
+	background.Wait()
+
+	leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	v.flush(leaving)
+}
+
+// serve registers this node and follows until it is fenced or ctx ends. The index outlives it: a
+// node that comes back catches up from what it has.
+func (v *Verifier) serve(ctx context.Context) {
+	node := keys.Node{ID: rand.Text(), Address: v.cfg.Address, Version: v.cfg.Version}
+	if !v.retry(ctx, "register this node", func(ctx context.Context) error {
+		return bounded(ctx, func(ctx context.Context) error { return v.cfg.Feed.Register(ctx, node) })
+	}) {
+		return
+	}
+	defer v.leave(ctx, node.ID)
+	if v.view.Load() == nil && !v.retry(ctx, "load the keys", v.load) {
+		return
+	}
+	// A failed statement is tried again under the same row: the lease runs out by itself, and
+	// a second row would make every writer wait for the first.
+	for fenced := false; !fenced; {
+		if !v.retry(ctx, "follow the database", func(ctx context.Context) (err error) {
+			fenced, err = v.follow(ctx, node.ID)
+			return err
+		}) {
+			return
+		}
+	}
+	v.counters.fenced.Add(1)
+	v.cfg.Logger.Warn("this node was fenced: it did not acknowledge a write in time; registering again")
+}
+
+// follow renews and catches up until ctx ends, a statement fails, or the node's row is gone.
+func (v *Verifier) follow(ctx context.Context, nodeID string) (fenced bool, err error) {
+	behind := false
+	for ctx.Err() == nil {
+		if behind {
+			if err := v.catchUp(ctx); err != nil {
+				return false, err
+			}
+		}
+		renewal, err := v.renew(ctx, nodeID)
+		if err != nil || renewal == keys.Fenced {
+			return err == nil, err
+		}
+		if behind = renewal == keys.Lagging; behind {
+			continue
+		}
+		select {
+		case <-v.wake:
+			behind = true // a write of this process committed: its changes are there to be read
+		case <-time.After(v.cfg.Poll):
+		case <-ctx.Done():
+		}
+	}
+	return false, ctx.Err()
+}
+
+// retry runs fn until it succeeds, with growing pauses, and reports false when ctx ended first.
+func (v *Verifier) retry(ctx context.Context, what string, fn func(context.Context) error) bool {
+	pause := 50 * time.Millisecond
+	for {
+		began := time.Now()
+		err := fn(ctx)
+		if err == nil || ctx.Err() != nil {
+			return ctx.Err() == nil
+		}
+		if time.Since(began) > 5*time.Second { // it had worked for a while
+			pause = 50 * time.Millisecond
+		}
+		v.cfg.Logger.Warn("the database does not answer; trying again", "to", what, "error", err, "in", pause.String())
+		if !sleep(ctx, pause) {
+			return false
+		}
+		pause = min(2*pause, time.Second)
+	}
+}
+
+// leave gives the lease back: the view is closed first, so that nothing is answered from
+// memory once the row is gone.
+func (v *Verifier) leave(ctx context.Context, nodeID string) {
+	if ctx.Err() == nil {
+		return // fenced: the row is gone
+	}
+	if held := v.view.Load(); held != nil {
+		v.view.Store(&view{index: held.index, applied: held.applied})
+	}
+	_ = bounded(context.WithoutCancel(ctx), func(ctx context.Context) error { return v.cfg.Feed.Leave(ctx, nodeID) })
+}
+
+// renew acknowledges what is applied and extends the lease if nothing newer exists.
+func (v *Verifier) renew(ctx context.Context, nodeID string) (keys.Renewal, error) {
+	held := v.view.Load()
+	watch := startStopwatch()
+	var renewal keys.Renewal
+	err := bounded(ctx, func(ctx context.Context) (err error) {
+		renewal, err = v.cfg.Feed.Renew(ctx, nodeID, held.applied)
+		return err
+	})
+	if err != nil {
+		return renewal, fmt.Errorf("renew the lease: %w", err)
+	}
+	if renewal == keys.Renewed {
+		if l, ok := watch.leaseOf(v.cfg.Lease); ok {
+			v.view.Store(&view{index: held.index, applied: held.applied, lease: l})
+			v.acked.announce()
+		}
+	}
+	return renewal, nil
+}
+
+// load fills a new index from a snapshot and publishes it without a lease.
+func (v *Verifier) load(ctx context.Context) error {
+	ix := newIndex()
+	began := time.Now()
+	report := func(kind, id string, c conflict) {
+		if c != noConflict {
+			v.report(kind, id, c)
+		}
+	}
+	revision, err := v.cfg.Feed.Snapshot(ctx, keys.Visitor{
+		Key: func(k keys.Key) error {
+			report(keys.KindKey, k.ID, ix.applyKey(&k, false))
+			return nil
+		},
+		Organization: func(o keys.Organization) error {
+			report(keys.KindOrganization, o.ID, ix.applyOrganization(&o, false))
+			return nil
+		},
+	})
+	if err != nil {
+		return err
+	}
+	v.writing.Lock()
+	defer v.writing.Unlock()
+	if held := v.view.Load(); held != nil {
+		if kept := ix.keepRevoked(held.index); kept > 0 {
+			v.cfg.Logger.Error("the database lost revocations this node knows; they stay in force here", "keys", kept)
+		}
+	}
+	v.view.Store(&view{index: ix, applied: revision})
+	v.cfg.Logger.Info("keys loaded", "keys", ix.keyCount.Load(), "organizations", ix.organizationCount.Load(), "revision", revision, "took", time.Since(began).Round(time.Millisecond))
+	return nil
+}
+
+// catchUp applies what was written since. It extends nothing: only a renewal does.
+func (v *Verifier) catchUp(ctx context.Context) error {
+	held := v.view.Load()
+	var changes keys.Changes
+	err := bounded(ctx, func(ctx context.Context) (err error) {
+		changes, err = v.cfg.Feed.Changes(ctx, held.applied, changesPerRead)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("read changes: %w", err)
+	}
+	if changes.Revision < held.applied {
+		v.counters.regressions.Add(1)
+		v.cfg.Logger.Error("the database went back to an older revision: a backup was restored, or a standby without the last writes took over", "applied", held.applied, "revision", changes.Revision)
+		v.view.Store(&view{index: held.index, applied: held.applied})
+		return v.load(ctx)
+	}
+	v.writing.Lock()
+	defer v.writing.Unlock()
+	for i := range changes.Organizations {
+		if c := held.index.applyOrganization(&changes.Organizations[i], true); c != noConflict {
+			v.report(keys.KindOrganization, changes.Organizations[i].ID, c)
+		}
+	}
+	for i := range changes.Keys {
+		if c := held.index.applyKey(&changes.Keys[i], true); c != noConflict {
+			v.report(keys.KindKey, changes.Keys[i].ID, c)
+		}
+	}
+	v.view.Store(&view{index: held.index, applied: changes.Revision, lease: held.lease})
+	return nil
+}
+
+func (v *Verifier) report(kind, id string, c conflict) {
+	v.counters.tampered.Add(1)
+	v.cfg.Logger.Error("a row was refused: it was not written by Keyward", "kind", kind, "id", id, "found", string(c))
+}
+
+// Await implements keys.Barrier: it returns nil once no node can answer from a state older than
+// revision. The caller's commit has returned. It waits for acknowledgements, and after 1.25 L + 50 ms by this
+// node's own clock fences whoever has not given one.
+func (v *Verifier) Await(ctx context.Context, revision int64) error {
+	began := time.Now()
+	wait := time.Duration(float64(v.cfg.Lease)*waitFactor) + waitSlack
+	select {
+	case v.wake <- struct{}{}:
+	default:
+	}
+	pause := time.Millisecond
+	for {
+		acked := v.acked.next()
+		behind, err := v.cfg.Feed.Behind(ctx, revision)
+		if err != nil {
+			return fmt.Errorf("read the nodes: %w", err)
+		}
+		if behind == 0 {
+			return nil
+		}
+		if time.Since(began) >= wait {
+			fenced, err := v.cfg.Feed.Fence(ctx, revision)
+			if err != nil {
+				return fmt.Errorf("fence: %w", err)
+			}
+			v.cfg.Logger.Warn("nodes did not acknowledge a write and were fenced; they come back by themselves", "nodes", fenced, "revision", revision)
+			return nil
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-acked:
+		case <-timer.C:
+			pause = min(2*pause, 20*time.Millisecond)
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		}
+		timer.Stop()
+	}
+}
+
+// flushUses writes last_used_at in batches, well within the 60 s of C20.
+func (v *Verifier) flushUses(ctx context.Context) {
+	for sleep(ctx, v.cfg.FlushEvery) {
+		v.flush(ctx)
+	}
+}
+
+func (v *Verifier) flush(ctx context.Context) {
+	held := v.view.Load()
+	if held == nil {
+		return
+	}
+	index := held.index
+	pending := index.uses.take()
+	for len(pending) > 0 {
+		var batch []keys.Use
+		for _, slot := range pending[:min(usesPerWrite, len(pending))] {
+			batch = append(batch, index.uses.use(slot, &index.texts))
+		}
+		if err := bounded(ctx, func(ctx context.Context) error { return v.cfg.Feed.RecordUses(ctx, batch) }); err != nil {
+			index.uses.giveBack(pending)
+			v.cfg.Logger.Warn("last_used_at could not be written; trying again", "keys", len(pending), "error", err)
+			return
+		}
+		pending = pending[len(batch):]
+	}
+}
+
+// eraseKeptAnswers removes sealed answers after their 24 hours (C17).
+func (v *Verifier) eraseKeptAnswers(ctx context.Context) {
+	for sleep(ctx, eraseEvery) {
+		err := bounded(ctx, func(ctx context.Context) error {
+			_, err := v.cfg.Feed.EraseKeptAnswers(ctx, v.now().Add(-keptFor))
+			return err
+		})
+		if err != nil && ctx.Err() == nil {
+			v.cfg.Logger.Warn("kept answers could not be erased; trying again", "error", err)
+		}
+	}
+}
+
+// scrub reads every row against its seal from time to time, so that one changed behind the
+// service's back is found while it runs, not at the next start. What it finds is refused at once.
+func (v *Verifier) scrub(ctx context.Context) {
+	for sleep(ctx, v.cfg.ScrubEvery) {
+		if err := v.Scrub(ctx); err != nil && ctx.Err() == nil {
+			v.cfg.Logger.Error("the rows could not be checked against their seals", "error", err)
+		}
+	}
+}
+
+// Scrub is one such check. Its writes are few: only rows that are not genuine change anything.
+func (v *Verifier) Scrub(ctx context.Context) error {
+	var badKeys []keys.Key
+	var badOrganizations []keys.Organization
+	_, err := v.cfg.Feed.Snapshot(ctx, keys.Visitor{
+		Key: func(k keys.Key) error {
+			if !k.Genuine {
+				badKeys = append(badKeys, k)
+			}
+			return nil
+		},
+		Organization: func(o keys.Organization) error {
+			if !o.Genuine {
+				badOrganizations = append(badOrganizations, o)
+			}
+			return nil
+		},
+	})
+	if err != nil {
+		return err
+	}
+	v.writing.Lock()
+	defer v.writing.Unlock()
+	held := v.view.Load()
+	if held == nil {
+		return nil
+	}
+	for i := range badKeys {
+		v.report(keys.KindKey, badKeys[i].ID, held.index.applyKey(&badKeys[i], true))
+	}
+	for i := range badOrganizations {
+		v.report(keys.KindOrganization, badOrganizations[i].ID, held.index.applyOrganization(&badOrganizations[i], true))
+	}
+	return nil
+}
+
+// sleep waits and reports whether ctx is still going.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// bounded runs one statement with a limit.
+func bounded(ctx context.Context, fn func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return fn(ctx)
+}

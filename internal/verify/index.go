@@ -1,0 +1,315 @@
+package verify
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"maps"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"github.com/syncgram/keyward/internal/keys"
+	"github.com/syncgram/keyward/token"
+)
+
+// index holds every key and organization. Readers take no lock: a shard is an
+// immutable map behind an atomic pointer, and a change replaces its one shard. Entries are of
+// fixed size and hold no pointers. There is one writer at a time, the follow loop.
+type index struct {
+	keys          sharded[token.Digest, keyEntry]
+	organizations sharded[organizationHandle, organizationEntry]
+	texts         arena
+	uses          uses
+
+	// byID finds a key's entry from its id, by the first bytes of its digest: a change whose row names
+	// another digest than before must still end the entry it had. The writer's.
+	byID map[idHandle]uint64
+
+	keyCount, organizationCount atomic.Int64
+}
+
+type (
+	organizationHandle [16]byte
+	idHandle           [16]byte
+)
+
+// keyEntry is what a verification needs of a key.
+type keyEntry struct {
+	owner                  organizationHandle
+	id, name, organization text
+	createdAt, expiresAt   int64 // microseconds since 1970; 0 = never
+	revision               int64
+	slot                   uint32 // place of its last use
+	state                  state
+	live                   bool
+}
+
+// organizationEntry is what a verification needs of a registered organization.
+type organizationEntry struct {
+	id              text
+	parent          organizationHandle // zero = none
+	revision        int64
+	active          bool
+	paymentsEnabled bool
+}
+
+// state is keys.State in one byte. The zero state is refused as unknown: it is what an
+// entry becomes whose row turned out not to be genuine.
+type state uint8
+
+const (
+	stateRefused state = iota
+	stateActive
+	stateOverlapping
+	stateExpired
+	stateRevoked
+)
+
+var states = [...]keys.State{"", keys.StateActive, keys.StateOverlapping, keys.StateExpired, keys.StateRevoked}
+
+func stateOf(s keys.State) state {
+	for i, name := range states {
+		if name == s {
+			return state(i)
+		}
+	}
+	return stateRefused
+}
+
+const shardBits = 12
+
+// sharded is a map in 4,096 immutable parts. Its keys are uniform: digests.
+type sharded[K ~[16]byte | ~[32]byte, V any] struct {
+	shards [1 << shardBits]atomic.Pointer[map[K]V]
+}
+
+func (m *sharded[K, V]) shard(k K) *atomic.Pointer[map[K]V] {
+	return &m.shards[(uint16(k[0])<<8|uint16(k[1]))>>(16-shardBits)]
+}
+
+func (m *sharded[K, V]) get(k K) (v V, ok bool) {
+	if p := m.shard(k).Load(); p != nil {
+		v, ok = (*p)[k]
+	}
+	return v, ok
+}
+
+// replace publishes a copy of the shard with k in it.
+func (m *sharded[K, V]) replace(k K, v V) {
+	shard := m.shard(k)
+	next := make(map[K]V)
+	if p := shard.Load(); p != nil {
+		next = maps.Clone(*p)
+	}
+	next[k] = v
+	shard.Store(&next)
+}
+
+// fill adds to the shard in place. Only for an index no reader has yet.
+func (m *sharded[K, V]) fill(k K, v V) {
+	shard := m.shard(k)
+	p := shard.Load()
+	if p == nil {
+		p = &map[K]V{}
+		shard.Store(p)
+	}
+	(*p)[k] = v
+}
+
+// each visits every element.
+func (m *sharded[K, V]) each(visit func(K, V)) {
+	for i := range m.shards {
+		if p := m.shards[i].Load(); p != nil {
+			for k, v := range *p {
+				visit(k, v)
+			}
+		}
+	}
+}
+
+func newIndex() *index { return &index{byID: make(map[idHandle]uint64)} }
+
+func handleOf(organizationID string) (h organizationHandle) {
+	sum := sha256.Sum256(unsafe.Slice(unsafe.StringData(organizationID), len(organizationID)))
+	copy(h[:], sum[:])
+	return h
+}
+
+func idHandleOf(id string) (h idHandle) {
+	sum := sha256.Sum256([]byte(id))
+	copy(h[:], sum[:])
+	return h
+}
+
+// conflict is what a row said that the index cannot take.
+type conflict string
+
+const (
+	noConflict   conflict = ""
+	notGenuine   conflict = "not genuine"
+	wentBack     conflict = "an older revision than before"
+	unrevoked    conflict = "no longer revoked"
+	otherDigest  conflict = "another digest than before"
+	stateUnknown conflict = "a state this version does not know"
+)
+
+// applyKey brings a key's row into the index. published is false while the index is being
+// filled. Whatever conflicts is refused from then on, and never accepted again (I2).
+func (ix *index) applyKey(k *keys.Key, published bool) conflict {
+	put := ix.keys.fill
+	if published {
+		put = ix.keys.replace
+	}
+	id := idHandleOf(k.ID)
+	if before, ok := ix.byID[id]; ok && before != binary.BigEndian.Uint64(k.Digest[:]) {
+		ix.refuse(id, put)
+		if k.Genuine {
+			ix.put(k, id, put)
+		}
+		return otherDigest
+	}
+	if !k.Genuine {
+		ix.refuse(id, put)
+		return notGenuine
+	}
+	if before, ok := ix.keys.get(k.Digest); ok {
+		switch {
+		case before.state == stateRefused && k.State != keys.StateRevoked:
+			return notGenuine
+		case k.Revision < before.revision:
+			return wentBack
+		case before.state == stateRevoked && k.State != keys.StateRevoked:
+			return unrevoked
+		}
+	}
+	ix.put(k, id, put)
+	if stateOf(k.State) == stateRefused {
+		return stateUnknown
+	}
+	return noConflict
+}
+
+func (ix *index) put(k *keys.Key, id idHandle, put func(token.Digest, keyEntry)) {
+	e, known := ix.keys.get(k.Digest)
+	if !known {
+		e.id, e.name, e.organization = ix.texts.add(k.ID), ix.texts.add(k.Name), ix.texts.add(k.OrganizationID)
+		e.slot = ix.uses.add(e.id)
+		ix.byID[id] = binary.BigEndian.Uint64(k.Digest[:])
+		ix.keyCount.Add(1)
+	}
+	e.owner = handleOf(k.OrganizationID)
+	e.createdAt, e.expiresAt = keys.Micros(k.CreatedAt), keys.Micros(k.ExpiresAt)
+	e.revision, e.state, e.live = k.Revision, stateOf(k.State), k.Environment == keys.Live
+	put(k.Digest, e)
+}
+
+// refuse ends the entry a key id has, if it has one.
+func (ix *index) refuse(id idHandle, put func(token.Digest, keyEntry)) {
+	first, ok := ix.byID[id]
+	if !ok {
+		return
+	}
+	var d token.Digest
+	binary.BigEndian.PutUint64(d[:], first)
+	p := ix.keys.shard(d).Load()
+	if p == nil {
+		return
+	}
+	for digest, e := range *p {
+		if binary.BigEndian.Uint64(digest[:]) == first && e.state != stateRevoked {
+			e.state = stateRefused
+			put(digest, e)
+			return
+		}
+	}
+}
+
+// applyOrganization brings an organization's row into the index. One that is not genuine counts
+// as switched off.
+func (ix *index) applyOrganization(o *keys.Organization, published bool) conflict {
+	h := handleOf(o.ID)
+	before, known := ix.organizations.get(h)
+	if known && o.Genuine && o.Revision < before.revision {
+		return wentBack
+	}
+	e := organizationEntry{id: before.id, revision: o.Revision, active: o.Active && o.Genuine, paymentsEnabled: o.PaymentsEnabled && o.Genuine}
+	if !known {
+		e.id = ix.texts.add(o.ID)
+		ix.organizationCount.Add(1)
+	}
+	if o.ParentID != "" && o.Genuine {
+		e.parent = handleOf(o.ParentID)
+	}
+	if published {
+		ix.organizations.replace(h, e)
+	} else {
+		ix.organizations.fill(h, e)
+	}
+	if !o.Genuine {
+		return notGenuine
+	}
+	return noConflict
+}
+
+// keepRevoked carries over from an older index what must never be accepted again, whatever the
+// database says now: a restored backup does not bring a revoked key back (I2).
+func (ix *index) keepRevoked(older *index) (kept int) {
+	older.keys.each(func(d token.Digest, e keyEntry) {
+		if e.state != stateRevoked && e.state != stateRefused {
+			return
+		}
+		now, known := ix.keys.get(d)
+		if known && now.state == e.state {
+			return
+		}
+		if !known {
+			now = e
+			now.id, now.name = ix.texts.add(older.texts.get(e.id)), ix.texts.add(older.texts.get(e.name))
+			now.organization = ix.texts.add(older.texts.get(e.organization))
+			now.slot = ix.uses.add(now.id)
+			ix.byID[idHandleOf(older.texts.get(e.id))] = binary.BigEndian.Uint64(d[:])
+			ix.keyCount.Add(1)
+		}
+		now.state = e.state
+		ix.keys.fill(d, now)
+		kept++
+	})
+	return kept
+}
+
+// found is what one look-up read: copies of the entries, taken before the clock is.
+type found struct {
+	key   keyEntry
+	owner organizationEntry
+	child bool // the account asked for is an active child of the owner (V3)
+}
+
+// find looks a digest up. It allocates nothing.
+func (ix *index) find(d token.Digest, env keys.Environment, connectedAccountID string) (f found, ok bool) {
+	f.key, ok = ix.keys.get(d)
+	if !ok || f.key.state == stateRefused || f.key.live != (env == keys.Live) {
+		return found{}, false
+	}
+	if f.owner, ok = ix.organizations.get(f.key.owner); !ok {
+		f.owner.active = true // never registered (C4)
+	}
+	if connectedAccountID != "" {
+		account, known := ix.organizations.get(handleOf(connectedAccountID))
+		f.child = known && account.active && account.parent == f.key.owner
+	}
+	return f, true
+}
+
+// verdict judges what was found at now. Its texts are views into the index.
+func (ix *index) verdict(f *found, env keys.Environment, r *Request, now time.Time) Verdict {
+	e := &f.key
+	v := Verdict{
+		Reason:         keys.Judge(keys.Lifecycle{State: states[e.state], ExpiresAt: keys.FromMicros(e.expiresAt)}, f.owner.active, now),
+		KeyID:          ix.texts.get(e.id),
+		OrganizationID: ix.texts.get(e.organization), KeyName: ix.texts.get(e.name),
+		Environment: env, CreatedAt: keys.FromMicros(e.createdAt), ExpiresAt: keys.FromMicros(e.expiresAt),
+		PaymentsEnabled: f.owner.paymentsEnabled,
+	}
+	v.narrow(r, f.child)
+	return v
+}

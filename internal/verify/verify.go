@@ -1,0 +1,267 @@
+// Package verify is the hot path: it decides about a secret from memory, under a
+// lease that says the memory is current. Read verify.go for what a verification does, follow.go for
+// how the memory is kept current and when a write may be answered, index.go for the memory itself.
+package verify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/syncgram/keyward/internal/keys"
+	"github.com/syncgram/keyward/token"
+)
+
+// Config says how a Verifier works. Feed and Format are required.
+type Config struct {
+	Feed    keys.Feed
+	Format  token.Format
+	Address string // of this node's internal listener, for the other nodes
+	Version string
+	Logger  *slog.Logger
+
+	Lease      time.Duration // L: the database outage that verification rides out; 0 = 10 s
+	Poll       time.Duration // between renewals when nothing wakes the loop; 0 = 100 ms
+	FlushEvery time.Duration // between writes of last_used_at; 0 = 10 s
+	ScrubEvery time.Duration // between checks of every row against its seal; 0 = 1 h
+
+	// Now is the clock that expiry is judged by; nil = time.Now. The lease never uses it.
+	Now func() time.Time
+}
+
+// Budget of a verification that cannot be answered from memory.
+const (
+	slowBudget     = 200 * time.Millisecond
+	slowConcurrent = 64
+)
+
+// ErrUndecided says that no verdict could be reached: the caller answers 503 and lets nobody in (P6).
+var ErrUndecided = errors.New("verify: cannot decide")
+
+// Request is one question. Secret may be any text.
+type Request struct {
+	Secret             string
+	ConnectedAccountID string           // empty = the key's own organization (V3)
+	Environment        keys.Environment // empty = either
+}
+
+// Verdict is the answer. Everything after Reason is set whenever the key is known, ConnectedAccountID
+// only when it was granted. Its texts are views into the index, valid for ever.
+type Verdict struct {
+	Reason                         keys.Reason
+	KeyID, OrganizationID, KeyName string
+	Environment                    keys.Environment
+	CreatedAt, ExpiresAt           time.Time // ExpiresAt zero = never
+	ConnectedAccountID             string
+	PaymentsEnabled                bool
+}
+
+// Valid reports whether the secret is accepted.
+func (v Verdict) Valid() bool { return v.Reason == keys.Valid }
+
+// narrow applies what the request asked for beyond the key itself. child tells whether the
+// account asked for is an active child of the key's organization (V3).
+func (v *Verdict) narrow(r *Request, child bool) {
+	switch {
+	case v.Reason != keys.Valid:
+	case r.Environment != "" && r.Environment != v.Environment:
+		v.Reason = keys.EnvironmentMismatch
+	case r.ConnectedAccountID != "" && !child:
+		v.Reason = keys.ConnectedAccountForbidden
+	default:
+		v.ConnectedAccountID = r.ConnectedAccountID
+	}
+}
+
+// Verifier answers verifications and keeps their memory current. Run must be running.
+type Verifier struct {
+	cfg Config
+
+	// view is the index together with the lease it is held under. A verification loads it once,
+	// first of all, and holds the lease it loaded against the clock last.
+	view atomic.Pointer[view]
+
+	slow  chan struct{} // places for verifications that ask the primary
+	wake  chan struct{} // a write of this process committed
+	acked *broadcast    // this node acknowledged something
+
+	writing sync.Mutex // held by whoever changes the index: it has one writer at a time
+
+	counters counters
+}
+
+type counters struct {
+	primary, undecided, tampered, fenced, regressions atomic.Int64
+}
+
+// view is immutable.
+type view struct {
+	index   *index
+	applied int64
+	lease   lease
+}
+
+// New returns a Verifier that knows nothing yet.
+func New(cfg Config) (*Verifier, error) {
+	if cfg.Feed == nil {
+		return nil, errors.New("verify: a feed is required")
+	}
+	if cfg.Lease == 0 {
+		cfg.Lease = 10 * time.Second
+	}
+	if cfg.Poll == 0 {
+		cfg.Poll = 100 * time.Millisecond
+	}
+	if cfg.Lease < time.Second || cfg.Poll > cfg.Lease/4 {
+		return nil, fmt.Errorf("verify: the lease must be at least 1s and four times the poll of %v", cfg.Poll)
+	}
+	if cfg.FlushEvery == 0 {
+		cfg.FlushEvery = 10 * time.Second
+	}
+	if cfg.ScrubEvery == 0 {
+		cfg.ScrubEvery = time.Hour
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Verifier{
+		cfg: cfg, slow: make(chan struct{}, slowConcurrent),
+		wake: make(chan struct{}, 1), acked: newBroadcast(),
+	}, nil
+}
+
+// Verify decides about a secret. While the lease is good it touches neither disk nor network
+// and allocates nothing (P2); a miss is an answer too, because every create was everywhere before
+// it was answered. An error is always ErrUndecided.
+func (v *Verifier) Verify(ctx context.Context, r Request) (Verdict, error) {
+	env, digest, err := v.cfg.Format.Parse(r.Secret)
+	if err != nil {
+		return Verdict{Reason: keys.Malformed}, nil
+	}
+	// The order is the proof: the lease first, then the look-up, then the clock against the lease
+	// loaded first. A node frozen between any two of these finds its lease over.
+	if held := v.view.Load(); held != nil {
+		f, known := held.index.find(digest, env, r.ConnectedAccountID)
+		now := time.Now()
+		if held.lease.goodAt(now) {
+			if !known {
+				return Verdict{Reason: keys.Unknown}, nil
+			}
+			if v.cfg.Now != nil {
+				now = v.cfg.Now()
+			}
+			verdict := held.index.verdict(&f, env, &r, now)
+			if verdict.Valid() {
+				held.index.uses.mark(f.key.slot, now)
+			}
+			return verdict, nil
+		}
+	}
+	return v.ask(ctx, digest, env, &r)
+}
+
+// ask decides from the primary: bounded in time and number, so that an outage does not pile
+// up requests.
+func (v *Verifier) ask(ctx context.Context, d token.Digest, env keys.Environment, r *Request) (Verdict, error) {
+	ctx, cancel := context.WithTimeout(ctx, slowBudget)
+	defer cancel()
+	verdict, err := v.lookUp(ctx, d, env, r)
+	if err != nil {
+		v.counters.undecided.Add(1)
+		return Verdict{}, ErrUndecided
+	}
+	v.counters.primary.Add(1)
+	return verdict, nil
+}
+
+func (v *Verifier) lookUp(ctx context.Context, d token.Digest, env keys.Environment, r *Request) (Verdict, error) {
+	select {
+	case v.slow <- struct{}{}:
+		defer func() { <-v.slow }()
+	case <-ctx.Done():
+		return Verdict{}, ctx.Err()
+	}
+	found, err := v.cfg.Feed.LookUp(ctx, d, r.ConnectedAccountID)
+	if errors.Is(err, keys.ErrNotFound) {
+		return Verdict{Reason: keys.Unknown}, nil
+	}
+	if err != nil {
+		return Verdict{}, err
+	}
+	k, o := &found.Key, &found.Owner
+	if !k.Genuine || k.Environment != env || v.refused(d) {
+		return Verdict{Reason: keys.Unknown}, nil
+	}
+	now := v.now()
+	verdict := Verdict{
+		Reason: keys.Judge(k.Lifecycle(), o.Active && o.Genuine, now),
+		KeyID:  k.ID, OrganizationID: k.OrganizationID, KeyName: k.Name,
+		Environment: k.Environment, CreatedAt: k.CreatedAt, ExpiresAt: k.ExpiresAt, PaymentsEnabled: o.PaymentsEnabled && o.Genuine,
+	}
+	account := &found.Connected
+	verdict.narrow(r, account.Registered && account.Genuine && account.Active && account.ParentID == k.OrganizationID)
+	if held := v.view.Load(); held != nil && verdict.Valid() {
+		if e, ok := held.index.keys.get(d); ok {
+			held.index.uses.mark(e.slot, now)
+		}
+	}
+	return verdict, nil
+}
+
+// refused reports whether this node once refused the secret for good: it never accepts it
+// again, whatever the database says (I2).
+func (v *Verifier) refused(d token.Digest) bool {
+	held := v.view.Load()
+	if held == nil {
+		return false
+	}
+	e, ok := held.index.keys.get(d)
+	return ok && (e.state == stateRefused || e.state == stateRevoked)
+}
+
+func (v *Verifier) now() time.Time {
+	if v.cfg.Now != nil {
+		return v.cfg.Now()
+	}
+	return time.Now()
+}
+
+// Ready returns nil while this node decides from memory, and otherwise why it cannot.
+func (v *Verifier) Ready() error {
+	held := v.view.Load()
+	switch {
+	case held == nil:
+		return errors.New("the keys are not loaded yet: waiting for the database")
+	case !held.lease.goodAt(time.Now()):
+		return errors.New("the lease is over: the database has not been reached")
+	}
+	return nil
+}
+
+// Stats is the state of the memory, for metrics.
+type Stats struct {
+	Keys, Organizations int64
+	Revision            int64
+	LeaseLeft           time.Duration // 0 when over
+
+	FromPrimary, Undecided        int64 // verifications that memory could not answer
+	Tampered, Fenced, Regressions int64
+}
+
+// Stats returns the current figures.
+func (v *Verifier) Stats() Stats {
+	c := &v.counters
+	s := Stats{
+		FromPrimary: c.primary.Load(), Undecided: c.undecided.Load(),
+		Tampered: c.tampered.Load(), Fenced: c.fenced.Load(), Regressions: c.regressions.Load(),
+	}
+	if held := v.view.Load(); held != nil {
+		s.Keys, s.Organizations = held.index.keyCount.Load(), held.index.organizationCount.Load()
+		s.Revision, s.LeaseLeft = held.applied, held.lease.left(time.Now())
+	}
+	return s
+}
