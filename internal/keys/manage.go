@@ -156,7 +156,7 @@ func (s *Service) PutOrganization(ctx context.Context, op Operator, r Organizati
 	defer func(began time.Time) { s.observe(ActPutOrganization, began, err) }(time.Now())
 	o, err = checkOrganization(r)
 	if err != nil {
-		return Organization{}, err
+		return Organization{}, s.refuseOperator(ctx, op, r.ID, err)
 	}
 	revision, err := s.cfg.Store.Write(ctx, func(ctx context.Context, tx Tx) error {
 		if err := checkParent(ctx, tx, o); err != nil {
@@ -194,6 +194,9 @@ func (s *Service) refuseOperator(ctx context.Context, op Operator, id string, ca
 	var refusal *Error
 	if !errors.As(cause, &refusal) {
 		return undecided(cause)
+	}
+	if !ValidOrganizationID(id) {
+		id = "" // whatever stood in the path is not worth keeping
 	}
 	now, err := s.cfg.Store.Now(ctx)
 	if err != nil {

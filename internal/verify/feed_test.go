@@ -1,0 +1,245 @@
+package verify
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/syncgram/keyward/internal/keys"
+	"github.com/syncgram/keyward/token"
+)
+
+// memoryFeed is a database of one process that can be switched off, so that the lease can be
+// watched under testing/synctest, where no real connection may exist.
+type memoryFeed struct {
+	mu            sync.Mutex
+	revision      int64
+	keys          map[string]keys.Key
+	organizations map[string]keys.Organization
+	nodes         map[string]int64
+	uses          map[string]time.Time
+	away          bool
+	lookUps       int
+	snapshots     int
+}
+
+var errAway = errors.New("the database is away")
+
+func newMemoryFeed() *memoryFeed {
+	return &memoryFeed{
+		keys: map[string]keys.Key{}, organizations: map[string]keys.Organization{},
+		nodes: map[string]int64{}, uses: map[string]time.Time{},
+	}
+}
+
+// write commits rows under a new revision.
+func (f *memoryFeed) write(rows ...any) int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.revision++
+	for _, row := range rows {
+		switch r := row.(type) {
+		case keys.Key:
+			r.Revision = f.revision
+			f.keys[r.ID] = r
+		case keys.Organization:
+			r.Revision = f.revision
+			f.organizations[r.ID] = r
+		}
+	}
+	return f.revision
+}
+
+func (f *memoryFeed) setAway(away bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.away = away
+}
+
+// locked runs fn unless the database is away.
+func (f *memoryFeed) locked(ctx context.Context, fn func() error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.away {
+		return errAway
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return fn()
+}
+
+func (f *memoryFeed) Snapshot(ctx context.Context, v keys.Visitor) (revision int64, err error) {
+	err = f.locked(ctx, func() error {
+		f.snapshots++
+		revision = f.revision
+		for _, k := range f.keys {
+			if err := v.Key(k); err != nil {
+				return err
+			}
+		}
+		for _, o := range f.organizations {
+			if err := v.Organization(o); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return revision, err
+}
+
+func (f *memoryFeed) Changes(ctx context.Context, after int64, _ int) (c keys.Changes, err error) {
+	err = f.locked(ctx, func() error {
+		c.Revision = f.revision
+		for _, k := range f.keys {
+			if k.Revision > after {
+				c.Keys = append(c.Keys, k)
+			}
+		}
+		for _, o := range f.organizations {
+			if o.Revision > after {
+				c.Organizations = append(c.Organizations, o)
+			}
+		}
+		return nil
+	})
+	return c, err
+}
+
+func (f *memoryFeed) LookUp(ctx context.Context, d token.Digest, connected string) (found keys.Found, err error) {
+	err = f.locked(ctx, func() error {
+		f.lookUps++
+		for _, k := range f.keys {
+			if k.Digest == d {
+				found = keys.Found{Key: k, Owner: f.organization(k.OrganizationID)}
+				if connected != "" {
+					found.Connected = f.organization(connected)
+				}
+				return nil
+			}
+		}
+		return keys.ErrNotFound
+	})
+	return found, err
+}
+
+func (f *memoryFeed) organization(id string) keys.Organization {
+	if o, ok := f.organizations[id]; ok {
+		return o
+	}
+	return keys.Unregistered(id)
+}
+
+func (f *memoryFeed) RecordUses(ctx context.Context, used []keys.Use) error {
+	return f.locked(ctx, func() error {
+		for _, u := range used {
+			if u.At.After(f.uses[u.KeyID]) {
+				f.uses[u.KeyID] = u.At
+			}
+		}
+		return nil
+	})
+}
+
+func (f *memoryFeed) Register(ctx context.Context, n keys.Node) error {
+	return f.locked(ctx, func() error { f.nodes[n.ID] = -1; return nil })
+}
+
+func (f *memoryFeed) Renew(ctx context.Context, id string, applied int64) (r keys.Renewal, err error) {
+	err = f.locked(ctx, func() error {
+		switch _, there := f.nodes[id]; {
+		case !there:
+			r = keys.Fenced
+		case applied != f.revision:
+			r = keys.Lagging
+		default:
+			f.nodes[id] = applied
+		}
+		return nil
+	})
+	return r, err
+}
+
+func (f *memoryFeed) Behind(ctx context.Context, revision int64) (n int, err error) {
+	err = f.locked(ctx, func() error {
+		for _, applied := range f.nodes {
+			if applied < revision {
+				n++
+			}
+		}
+		return nil
+	})
+	return n, err
+}
+
+func (f *memoryFeed) Fence(ctx context.Context, revision int64) (fenced []string, err error) {
+	err = f.locked(ctx, func() error {
+		for _, id := range slices.Collect(maps.Keys(f.nodes)) {
+			if f.nodes[id] < revision {
+				delete(f.nodes, id)
+				fenced = append(fenced, id)
+			}
+		}
+		return nil
+	})
+	return fenced, err
+}
+
+func (f *memoryFeed) Leave(ctx context.Context, id string) error {
+	return f.locked(ctx, func() error { delete(f.nodes, id); return nil })
+}
+
+func (f *memoryFeed) EraseKeptAnswers(context.Context, time.Time) (int64, error) { return 0, nil }
+
+// nodeCount returns how many nodes are registered.
+func (f *memoryFeed) nodeCount() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.nodes)
+}
+
+var format = func() token.Format {
+	f, err := token.NewFormat("sk")
+	if err != nil {
+		panic(err)
+	}
+	return f
+}()
+
+// newKey draws a secret and returns it with the row of its key.
+func newKey(tb testing.TB, organization string, env keys.Environment) (string, keys.Key) {
+	tb.Helper()
+	s, err := format.Generate(env)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	d := s.Digest()
+	return s.Reveal(), keys.Key{
+		ID: "key_" + hex.EncodeToString(d[:13]), OrganizationID: organization, Environment: env, Digest: d, Hint: s.Hint(),
+		Name: "Production key", CreatedAt: time.Now().UTC().Truncate(time.Microsecond), State: keys.StateActive, Genuine: true,
+	}
+}
+
+// start runs a verifier until the test ends.
+func start(tb testing.TB, feed keys.Feed, change func(*Config)) (*Verifier, context.CancelFunc) {
+	tb.Helper()
+	cfg := Config{Feed: feed, Format: format}
+	if change != nil {
+		change(&cfg)
+	}
+	v, err := New(cfg)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); v.Run(ctx) }()
+	stop := func() { cancel(); <-done }
+	tb.Cleanup(stop)
+	return v, stop
+}
