@@ -203,6 +203,13 @@ func (f *memoryFeed) nodeCount() int {
 	return len(f.nodes)
 }
 
+// recorded returns a copy of the uses written so far.
+func (f *memoryFeed) recorded() map[string]time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return maps.Clone(f.uses)
+}
+
 var format = func() token.Format {
 	f, err := token.NewFormat("sk")
 	if err != nil {

@@ -313,7 +313,7 @@ func TestR5StopGivesTheLeaseBack(t *testing.T) {
 		if v.Ready() == nil {
 			t.Error("still ready after the lease was given back")
 		}
-		if feed.uses[key.ID].IsZero() { // C20: survives a clean stop
+		if feed.recorded()[key.ID].IsZero() { // C20: survives a clean stop
 			t.Error("the last use was not written")
 		}
 	})
@@ -334,14 +334,14 @@ func TestC20LastUse(t *testing.T) {
 		reasonOf(v, Request{Secret: secret, Environment: keys.Test})
 		reasonOf(v, Request{Secret: secret, ConnectedAccountID: "org_foreign"})
 		time.Sleep(time.Minute)
-		if diff := cmp.Diff(map[string]time.Time{}, feed.uses); diff != "" {
+		if diff := cmp.Diff(map[string]time.Time{}, feed.recorded()); diff != "" {
 			t.Fatalf("uses recorded for refused verifications:\n%s", diff)
 		}
 
 		used := time.Now().Truncate(time.Second).UTC()
 		reasonOf(v, Request{Secret: secret})
 		time.Sleep(59 * time.Second)
-		if got := feed.uses[key.ID]; !got.Equal(used) {
+		if got := feed.recorded()[key.ID]; !got.Equal(used) {
 			t.Errorf("last use %v a minute later, want %v", got, used)
 		}
 
@@ -351,7 +351,7 @@ func TestC20LastUse(t *testing.T) {
 		time.Sleep(5 * time.Minute)
 		feed.setAway(false)
 		time.Sleep(30 * time.Second)
-		if got := feed.uses[key.ID]; !got.Equal(again) {
+		if got := feed.recorded()[key.ID]; !got.Equal(again) {
 			t.Errorf("last use %v after an outage, want %v", got, again)
 		}
 	})
@@ -571,6 +571,7 @@ func BenchmarkVerify(b *testing.B) {
 			}
 			ctx := context.Background()
 			b.ReportAllocs()
+			b.ResetTimer()
 			b.RunParallel(func(pb *testing.PB) {
 				for i := 0; pb.Next(); i++ {
 					verdict, err := v.Verify(ctx, Request{Secret: sample[i%len(sample)]})
