@@ -160,6 +160,10 @@ func bare(err error) error {
 	if errors.As(err, &p) {
 		return bare(p.Err)
 	}
+	var l *os.LinkError
+	if errors.As(err, &l) {
+		return bare(l.Err)
+	}
 	return err
 }
 
