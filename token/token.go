@@ -9,7 +9,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	"hash/crc32"
 	"regexp"
 	"strings"
@@ -48,7 +47,7 @@ const (
 var wordPattern = regexp.MustCompile(`^[a-z][a-z0-9]{0,15}$`)
 
 // Format is the secret format with a deployment's own word before _live_ and _test_.
-// The zero Format is not usable; see NewFormat.
+// The zero Format generates and parses nothing; see NewFormat.
 type Format struct{ word string }
 
 // NewFormat returns the format whose secrets start with word, "sk" unless the
@@ -63,8 +62,11 @@ func NewFormat(word string) (Format, error) {
 // Generate draws a new secret for env from the operating system's generator,
 // by rejection, so that every character is equally likely.
 func (f Format) Generate(env Environment) (Secret, error) {
+	if f.word == "" {
+		return Secret{}, errors.New("token: a Format comes from NewFormat")
+	}
 	if env != Live && env != Test {
-		return Secret{}, fmt.Errorf("token: unknown environment")
+		return Secret{}, errors.New("token: the environment is neither live nor test")
 	}
 	b := make([]byte, 0, f.length())
 	b = append(b, f.word...)
@@ -125,7 +127,7 @@ func (f Format) Parse(s string) (Environment, Digest, error) {
 // Resembles reports whether s starts as a secret does. It is how a secret in a
 // place where a user's token belongs is told apart (C1) without checking it.
 func (f Format) Resembles(s string) bool {
-	return len(s) > len(f.word) && s[len(f.word)] == '_' && strings.HasPrefix(s, f.word)
+	return f.word != "" && len(s) > len(f.word) && s[len(f.word)] == '_' && strings.HasPrefix(s, f.word)
 }
 
 func (f Format) length() int { return len(f.word) + envLength + randomLength + checksumLength }
