@@ -98,6 +98,20 @@ type Verdict struct {
 	PaymentsEnabled    *bool   `json:"payments_enabled,omitempty"`
 }
 
+// Introspection answers POST /v1/introspect (RFC 7662 section 2.2, V4). When Active is false
+// nothing else is set, and the body is {"active":false} exactly. Times are seconds since 1970.
+type Introspection struct {
+	Active             bool   `json:"active"`
+	Sub                string `json:"sub,omitempty"`        // the organization
+	ClientID           string `json:"client_id,omitempty"`  // the key
+	TokenType          string `json:"token_type,omitempty"` // "Bearer"
+	Env                string `json:"env,omitempty"`
+	IssuedAt           int64  `json:"iat,omitempty"`
+	Expires            int64  `json:"exp,omitempty"` // 0 = never
+	ConnectedAccountID string `json:"connected_account_id,omitempty"`
+	PaymentsEnabled    *bool  `json:"payments_enabled,omitempty"`
+}
+
 // PutOrganization is the body of PUT /v1/organizations/{id} (O1). A member left
 // out takes its default, because PUT replaces.
 type PutOrganization struct {
