@@ -27,10 +27,13 @@ const (
 	DevAudience   = "keyward"
 )
 
-const (
-	devKeyFile    = "issuer.key"
-	devKeySetFile = "issuer.jwks.json"
-)
+// DevKeyFile is the private key's name in the folder of a DevIssuer.
+const DevKeyFile = "issuer.key"
+
+const devKeySetFile = "issuer.jwks.json"
+
+// devRoleClaim holds the roles in a DevIssuer's tokens.
+const devRoleClaim = "roles"
 
 // DevIssuer signs tokens on a developer's machine, where no identity provider runs (R1, R4). Its ES256
 // key lives in a file of a folder, beside the key set that verifies it.
@@ -46,7 +49,7 @@ func OpenDevIssuer(folder string) (*DevIssuer, error) {
 	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return nil, fmt.Errorf("development issuer: %w", bare(err))
 	}
-	path := filepath.Join(folder, devKeyFile)
+	path := filepath.Join(folder, DevKeyFile)
 	key, err := loadDevKey(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err = createDevKey(path); err == nil {
@@ -54,7 +57,7 @@ func OpenDevIssuer(folder string) (*DevIssuer, error) {
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("development issuer: %s: %w", devKeyFile, bare(err))
+		return nil, fmt.Errorf("development issuer: %s: %w", DevKeyFile, bare(err))
 	}
 
 	public := jose.JSONWebKey{Key: &key.PublicKey, Algorithm: string(jose.ES256), Use: "sig"}
@@ -86,9 +89,9 @@ func (d *DevIssuer) Config() Config {
 	return Config{JWKS: d.keySetPath, Issuer: DevIssuerName, Audience: DevAudience}
 }
 
-// Issue returns a token for a user of an organization that is good for ttl, at least one second.
-// What an Authenticator would refuse is not issued.
-func (d *DevIssuer) Issue(user, organization string, ttl time.Duration) (string, error) {
+// Issue returns a token for a user of an organization that is good for ttl, at least one second,
+// with the roles in the claim "roles". What an Authenticator would refuse is not issued.
+func (d *DevIssuer) Issue(user, organization string, ttl time.Duration, roles ...string) (string, error) {
 	switch {
 	case !validUser(user):
 		return "", errors.New("user: must be 1 to 255 printable characters")
@@ -98,7 +101,7 @@ func (d *DevIssuer) Issue(user, organization string, ttl time.Duration) (string,
 		return "", errors.New("ttl: must be at least one second")
 	}
 	now := time.Now()
-	claims, err := json.Marshal(map[string]any{
+	content := map[string]any{
 		"iss":    DevIssuerName,
 		"aud":    DevAudience,
 		"sub":    user,
@@ -106,7 +109,11 @@ func (d *DevIssuer) Issue(user, organization string, ttl time.Duration) (string,
 		"iat":    now.Unix(),
 		"exp":    now.Add(ttl).Unix(),
 		"jti":    rand.Text(),
-	})
+	}
+	if len(roles) > 0 {
+		content[devRoleClaim] = roles
+	}
+	claims, err := json.Marshal(content)
 	if err != nil {
 		return "", fmt.Errorf("development issuer: %w", err)
 	}

@@ -106,7 +106,7 @@ func TestR1DevIssuerFiles(t *testing.T) {
 		}
 		modes[e.Name()] = info.Mode().Perm().String()
 	}
-	want := map[string]string{".": "-rwx------", devKeyFile: "-rw-------", devKeySetFile: "-rw-------"}
+	want := map[string]string{".": "-rwx------", DevKeyFile: "-rw-------", devKeySetFile: "-rw-------"}
 	if diff := cmp.Diff(want, modes); diff != "" {
 		t.Errorf("files (-want +got):\n%s", diff)
 	}
@@ -187,12 +187,12 @@ func TestR1DevIssuerBadFolder(t *testing.T) {
 			if err := os.Mkdir(key, 0o700); err != nil {
 				t.Fatal(err)
 			}
-		}, devKeyFile},
+		}, DevKeyFile},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			folder := t.TempDir()
 			openDev(t, folder)
-			tt.make(t, filepath.Join(folder, devKeyFile))
+			tt.make(t, filepath.Join(folder, DevKeyFile))
 			if _, err := OpenDevIssuer(folder); err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
@@ -261,7 +261,7 @@ func TestR4Issue(t *testing.T) {
 	if payload(one) == payload(two) {
 		t.Error("two tokens with one jti")
 	}
-	key, err := loadDevKey(filepath.Join(filepath.Dir(d.keySetPath), devKeyFile))
+	key, err := loadDevKey(filepath.Join(filepath.Dir(d.keySetPath), DevKeyFile))
 	if err != nil || key.Curve != elliptic.P256() {
 		t.Errorf("key: %v", err)
 	}
