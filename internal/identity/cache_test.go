@@ -525,6 +525,16 @@ func TestR3JWKSFileIsReadWhenItChanges(t *testing.T) {
 	touch(stamp.Add(time.Second))
 	check("longer")
 	check("")
+	// Another file of the same size and time in its place.
+	if err := os.WriteFile(path+".next", []byte("second"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path+".next", path); err != nil {
+		t.Fatal(err)
+	}
+	touch(stamp.Add(time.Second))
+	check("second")
+	check("")
 }
 
 // weakRSA returns a public key of 1024 bits, which must not be trusted.

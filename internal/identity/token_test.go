@@ -140,6 +140,13 @@ func TestC1Forgeries(t *testing.T) {
 		}, "."))
 		add(k.alg+" payload b64:false", k.raw(k.header(t, map[string]any{"b64": false}), good))
 		add(k.alg+" payload b64:false, critical", k.raw(k.header(t, map[string]any{"b64": false, "crit": []string{"b64"}}), good))
+		for _, h := range []map[string]any{{"b64": false}, {"b64": false, "crit": []string{"b64"}}} {
+			// Signed as RFC 7797 has it: over the payload as it is.
+			head := b64([]byte(k.header(t, h)))
+			sig := k.sign([]byte(head + "." + good))
+			add(k.alg+" unencoded payload", head+"."+b64([]byte(good))+"."+b64(sig))
+			add(k.alg+" unencoded payload, detached", head+".."+b64(sig))
+		}
 		for _, crit := range []any{[]string{"exp"}, []string{"x-unknown"}, []string{}, "alg", nil} {
 			h := `{"alg":"` + k.alg + `","kid":"` + k.kid + `","crit":` + mustJSON(t, crit) + `}`
 			add(k.alg+" crit "+mustJSON(t, crit), k.raw(h, good))
