@@ -1,16 +1,41 @@
 // Package sqlstore keeps keys, organizations and the audit log in SQLite or PostgreSQL (15 or
 // newer) with one SQL text for both: it implements keys.Store, keys.Tx and keys.Feed. Only
 // the migrations differ.
+//
+// # How tampering shows
+//
+// Each key and organization row carries a seal over all of its columns, its revision among them.
+// So an edited column does not match its seal. A whole row put back to an older
+// sealed copy does; but each write leaves an audit entry with the row's id and revision, and a row
+// whose revision is not the latest the log knows is not genuine. Taking those entries
+// away breaks the log: each entry's hash covers the one before, each hash is authenticated under
+// the master key, and the hash of the last one is in the database's sealed state. The state also
+// holds the weight of the whole set of rows, an XOR over keyed digests of (table, id, revision),
+// which Snapshot recomputes: so a row that was removed or put back cannot hide even where no single
+// row shows it. What none of this can show is the whole database put back to an older copy of itself.
 package sqlstore
 
 import (
 	"context"
 	"database/sql"
+	"errors"
+	"fmt"
 	"log/slog"
+	"strings"
+	"sync"
 	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/seal"
+)
+
+// The engines, as Store.Engine names them.
+const (
+	SQLite   = "sqlite"
+	Postgres = "postgres"
 )
 
 // Options says which database to use and how.
@@ -21,7 +46,8 @@ type Options struct {
 	Ring *seal.Ring
 	// Now replaces the clock. Nil means the database's on PostgreSQL, time.Now on SQLite.
 	Now func() time.Time
-	// OnTampered, when set, is told once of each row, per revision, that fails its check.
+	// OnTampered, when set, is told once of each row, per revision, that fails its check: the
+	// table, the row's id, and why. It must not call the store.
 	OnTampered func(table, id string, err error)
 	// AllowPlaintext permits PostgreSQL without TLS on a host that is not this machine.
 	AllowPlaintext bool
@@ -31,60 +57,313 @@ type Options struct {
 
 // Store is a database, safe for concurrent use.
 type Store struct {
-	keys.Store
-	keys.Feed
+	*engine
+	ring       *seal.Ring
+	now        func() time.Time
+	onTampered func(table, id string, err error)
+	log        *slog.Logger
+
+	mu       sync.Mutex
+	reported map[report]bool // guarded by mu
 }
 
-// Finding is one line of Durability.
-type Finding struct {
-	Name, Value string
-	OK          bool
-	Advice      string // what to do when it is not OK
+var (
+	_ keys.Store = (*Store)(nil)
+	_ keys.Feed  = (*Store)(nil)
+)
+
+// engine is what differs between the two databases besides the migrations.
+type engine struct {
+	name        string
+	description string // where the database is; never holds a password
+
+	// writer serves what takes the meta row's lock, reader what only reads, lease the nodes' rows.
+	writer, reader, lease *sql.DB
+	readTx, writeTx       *sql.TxOptions
+
+	taken      func(error) bool // a unique index refused a row
+	rolledBack func(error) bool // a failed COMMIT certainly left nothing behind
+	ownClock   bool             // the database has no clock but ours
+	patience   time.Duration    // bounds a call; 0 = the caller alone does
+	afterClose func() error
 }
 
-// AuditFilter selects audit entries; an empty field selects all.
-type AuditFilter struct {
-	OrganizationID, TargetID, Actor string
-	Action                          keys.Action
+func (e *engine) close() error {
+	err := errors.Join(e.writer.Close(), e.reader.Close())
+	if e.lease != e.writer {
+		err = errors.Join(err, e.lease.Close())
+	}
+	if e.afterClose != nil {
+		err = errors.Join(err, e.afterClose())
+	}
+	return err
 }
 
-// ResealReport is what Reseal did and what it had to leave.
-type ResealReport struct {
-	Keys, Organizations, AuditEntries int64
-	Refused                           []string         // rows whose seal is bad, left as they were; at most 100
-	RefusedCount                      int64            // all of them
-	KeptAnswers                       map[string]int64 // answers still sealed, by master key id
+// bound gives a call its patience.
+func (e *engine) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if e.patience == 0 {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, e.patience)
 }
 
-// Open connects, migrates and refuses what is unsafe.
-func Open(ctx context.Context, o Options) (*Store, error) { panic("not yet") }
-
-// Migrate brings the schema up to date and returns its version before and after.
-func Migrate(ctx context.Context, o Options) (from, to int64, err error) { panic("not yet") }
-
-// Close releases the database.
-func (s *Store) Close() error { panic("not yet") }
-
-// Engine returns "sqlite" or "postgres".
-func (s *Store) Engine() string { panic("not yet") }
-
-// Durability reports the settings that decide whether an answered write survives.
-func (s *Store) Durability(ctx context.Context) ([]Finding, error) { panic("not yet") }
-
-// Audit returns up to limit entries with a sequence greater than after, in order.
-func (s *Store) Audit(ctx context.Context, after int64, limit int, f AuditFilter) ([]keys.AuditEntry, error) {
-	panic("not yet")
+// Open connects, brings the schema up to date and refuses what is unsafe: another process on the
+// same file, an SQLite or PostgreSQL that is too old, a hot standby, a connection over a
+// network without TLS, a schema from a newer program, a master key that is missing from the ring.
+func Open(ctx context.Context, o Options) (*Store, error) {
+	if o.Ring == nil {
+		return nil, errors.New("sqlstore: no master keys")
+	}
+	e, err := openEngine(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{
+		engine: e, ring: o.Ring, now: o.Now, onTampered: o.OnTampered, log: o.Logger,
+		reported: make(map[report]bool),
+	}
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	if s.now == nil && e.ownClock {
+		s.now = time.Now
+	}
+	if _, _, err := migrate(ctx, e, o); err != nil {
+		return nil, errors.Join(err, e.close())
+	}
+	if err := s.begin(ctx); err != nil {
+		return nil, errors.Join(err, e.close())
+	}
+	return s, nil
 }
 
-// VerifyAudit checks the whole log.
-func (s *Store) VerifyAudit(ctx context.Context, progress func(done, total int64)) (keys.AuditReport, error) {
-	panic("not yet")
+func openEngine(ctx context.Context, o Options) (*engine, error) {
+	scheme, rest, _ := strings.Cut(o.URL, ":")
+	switch scheme {
+	case "sqlite":
+		return openSQLite(ctx, rest)
+	case "postgres", "postgresql":
+		return openPostgres(ctx, o)
+	}
+	return nil, errors.New("sqlstore: the database URL must start with sqlite:, postgres:// or postgresql://")
 }
 
-// Reseal seals everything that can be sealed anew under the ring's current master key.
-func (s *Store) Reseal(ctx context.Context, progress func(done, total int64)) (ResealReport, error) {
-	panic("not yet")
-}
+// Close releases the database. Calls that still run fail.
+func (s *Store) Close() error { return s.close() }
+
+// Engine returns SQLite or Postgres.
+func (s *Store) Engine() string { return s.name }
 
 // Stats returns the state of the connection pools by name.
-func (s *Store) Stats() map[string]sql.DBStats { panic("not yet") }
+func (s *Store) Stats() map[string]sql.DBStats {
+	m := map[string]sql.DBStats{"writer": s.writer.Stats(), "reader": s.reader.Stats()}
+	if s.lease != s.writer {
+		m["lease"] = s.lease.Stats()
+	}
+	return m
+}
+
+// Now implements keys.Store.
+func (s *Store) Now(ctx context.Context) (time.Time, error) {
+	if s.now != nil {
+		return wholeMicros(s.now()), nil
+	}
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	var micros int64
+	if err := s.reader.QueryRowContext(ctx, readClock).Scan(&micros); err != nil {
+		return time.Time{}, err
+	}
+	return keys.FromMicros(micros), nil
+}
+
+func wholeMicros(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
+
+// queries is a transaction, a connection or a pool.
+type queries interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+}
+
+// transact runs fn in a write transaction on db and commits it. The error is ErrOutcomeUnknown when the
+// commit may or may not have taken effect; any other error means that nothing happened.
+func (s *Store) transact(ctx context.Context, db *sql.DB, fn func(context.Context, *transaction) error) error {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	return s.transactWithin(ctx, db, fn)
+}
+
+// transactWithin is transact without a bound of its own.
+func (s *Store) transactWithin(ctx context.Context, db *sql.DB, fn func(context.Context, *transaction) error) error {
+	tx, err := s.startTx(ctx, db)
+	if err != nil {
+		return err
+	}
+	defer tx.conn.Close()
+	finished := false
+	defer func() { // also when fn panics
+		if !finished {
+			_ = tx.Rollback()
+		}
+	}()
+	if err := fn(ctx, tx); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	clearWarning(tx.conn)
+	finished = true
+	if err := tx.Commit(); err != nil {
+		if s.rolledBack(err) {
+			return fmt.Errorf("sqlstore: commit: %w", err)
+		}
+		return fmt.Errorf("%w: %w", keys.ErrOutcomeUnknown, err)
+	}
+	if warned(tx.conn) {
+		return fmt.Errorf("%w: the server warned during the commit", keys.ErrOutcomeUnknown)
+	}
+	return nil
+}
+
+// transaction is a write transaction and the connection it runs on.
+type transaction struct {
+	*sql.Tx
+	conn *sql.Conn
+}
+
+// execMany runs a statement once for each list of arguments; on PostgreSQL in one round trip.
+func (tx *transaction) execMany(ctx context.Context, statement string, arguments [][]any) error {
+	pipelined := false
+	err := tx.conn.Raw(func(c any) error {
+		p, ok := c.(*stdlib.Conn)
+		if !ok {
+			return nil
+		}
+		pipelined = true
+		var batch pgx.Batch
+		for _, a := range arguments {
+			batch.Queue(statement, a...)
+		}
+		results := p.Conn().SendBatch(ctx, &batch)
+		for range arguments {
+			if _, err := results.Exec(); err != nil {
+				return errors.Join(err, results.Close())
+			}
+		}
+		return results.Close()
+	})
+	if err != nil || pipelined {
+		return err
+	}
+	prepared, err := tx.PrepareContext(ctx, statement)
+	if err != nil {
+		return err
+	}
+	defer prepared.Close()
+	for _, a := range arguments {
+		if _, err := prepared.ExecContext(ctx, a...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// startTx begins a transaction on a connection held for it. A pool's connections die together when
+// the server goes; nothing has been asked of one yet, so another is tried.
+func (s *Store) startTx(ctx context.Context, db *sql.DB) (*transaction, error) {
+	for try := 0; ; try++ {
+		conn, err := db.Conn(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("sqlstore: %w", err)
+		}
+		tx, err := conn.BeginTx(ctx, s.writeTx)
+		if err == nil {
+			return &transaction{tx, conn}, nil
+		}
+		_ = conn.Close()
+		if try == 2 || ctx.Err() != nil || s.name == SQLite {
+			return nil, fmt.Errorf("sqlstore: begin: %w", err)
+		}
+	}
+}
+
+// write runs one statement that is its own transaction and returns how many rows it changed.
+// A warning counts as a failure: the change may not be durable.
+func (s *Store) write(ctx context.Context, db *sql.DB, query string, args ...any) (int64, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("sqlstore: %w", err)
+	}
+	defer conn.Close()
+	clearWarning(conn)
+	result, err := conn.ExecContext(ctx, query, args...)
+	if err != nil {
+		return 0, fmt.Errorf("sqlstore: %w", err)
+	}
+	if warned(conn) {
+		return 0, fmt.Errorf("%w: the server warned during the commit", keys.ErrOutcomeUnknown)
+	}
+	return result.RowsAffected()
+}
+
+// view runs fn in a read transaction: everything fn reads stands for one moment.
+func (s *Store) view(ctx context.Context, fn func(context.Context, *sql.Tx) error) error {
+	tx, err := s.reader.BeginTx(ctx, s.readTx)
+	if err != nil {
+		return fmt.Errorf("sqlstore: begin: %w", err)
+	}
+	defer tx.Rollback()
+	return fn(ctx, tx)
+}
+
+// viewAll is view for reading whole tables, which may take longer than any one statement should.
+func (s *Store) viewAll(ctx context.Context, fn func(context.Context, *sql.Tx) error) error {
+	return s.view(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		if err := s.noStatementTimeout(ctx, tx); err != nil {
+			return err
+		}
+		return fn(ctx, tx)
+	})
+}
+
+func (s *Store) noStatementTimeout(ctx context.Context, tx *sql.Tx) error {
+	if s.name != Postgres {
+		return nil
+	}
+	_, err := tx.ExecContext(ctx, `SET LOCAL statement_timeout = 0`)
+	return err
+}
+
+// report is a row that failed its check, at the revision it claims.
+type report struct {
+	table, id string
+	revision  int64
+}
+
+// mostReports bounds what is remembered of tampered rows; beyond it some are told again.
+const mostReports = 10_000
+
+// tampered tells the observer of a row that failed its check, once.
+func (s *Store) tampered(table, id string, revision int64, why error) {
+	r := report{table, id, revision}
+	s.mu.Lock()
+	seen := s.reported[r]
+	if !seen {
+		if len(s.reported) >= mostReports {
+			clear(s.reported)
+		}
+		s.reported[r] = true
+	}
+	s.mu.Unlock()
+	if seen {
+		return
+	}
+	s.log.Error("a database row was not written by Keyward", "table", table, "id", id, "revision", revision, "reason", why.Error())
+	if s.onTampered != nil {
+		s.onTampered(table, id, why)
+	}
+}

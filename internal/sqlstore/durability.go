@@ -1,0 +1,111 @@
+package sqlstore
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/syncgram/keyward/internal/keys"
+)
+
+// Finding is one setting that decides whether an answered write survives.
+type Finding struct {
+	Name   string
+	Value  string
+	OK     bool
+	Advice string // what to do when it is not OK
+}
+
+// mostClockDifference is how far the database's clock may be from this machine's before
+// Durability says so.
+const mostClockDifference = 2 * time.Second
+
+// Durability reads the settings that decide whether an answered write survives (P7), for a person
+// to look at.
+func (s *Store) Durability(ctx context.Context) ([]Finding, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	if s.name == SQLite {
+		return s.sqliteDurability(ctx)
+	}
+	return s.postgresDurability(ctx)
+}
+
+func (s *Store) sqliteDurability(ctx context.Context) ([]Finding, error) {
+	conn, err := s.writer.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	var found []Finding
+	for _, setting := range []struct{ name, query, want, advice string }{
+		{"sqlite version", `SELECT sqlite_version()`, "", ""},
+		{"journal_mode", `PRAGMA journal_mode`, "wal", "keep the file on a local disk that supports a write-ahead log"},
+		{"synchronous", `PRAGMA synchronous`, "2", "must be FULL (2): an answered write could be lost with the power"},
+		{"foreign_keys", `PRAGMA foreign_keys`, "1", "must be on (1)"},
+		{"secure_delete", `PRAGMA secure_delete`, "1", "must be on (1): erased answers would stay in the file"},
+		{"quick_check", `PRAGMA quick_check(1)`, "ok", "the file is damaged: restore it from a backup"},
+	} {
+		f := Finding{Name: setting.name}
+		if err := conn.QueryRowContext(ctx, setting.query).Scan(&f.Value); err != nil {
+			return nil, err
+		}
+		f.OK = setting.want == "" || f.Value == setting.want
+		if !f.OK {
+			f.Advice = setting.advice
+		}
+		found = append(found, f)
+	}
+	return found, nil
+}
+
+func (s *Store) postgresDurability(ctx context.Context) ([]Finding, error) {
+	var found []Finding
+	for _, setting := range []struct {
+		name, query, advice string
+		ok                  func(string) bool
+	}{
+		{"postgres version", `SELECT current_setting('server_version')`, "", func(string) bool { return true }},
+		{"pg_is_in_recovery", `SELECT CASE WHEN pg_is_in_recovery() THEN 'on' ELSE 'off' END`, "this is a standby: use the primary", is("off")},
+		{"fsync", `SELECT current_setting('fsync')`, "must be on: a crash of the machine could damage the database", is("on")},
+		{"full_page_writes", `SELECT current_setting('full_page_writes')`, "must be on: a crash of the machine could damage the database", is("on")},
+		{
+			"synchronous_commit", `SELECT current_setting('synchronous_commit')`,
+			"must not be off: an answered write could be lost with the server", func(v string) bool { return v != "off" },
+		},
+		{
+			"synchronous_standby_names", `SELECT current_setting('synchronous_standby_names')`,
+			"empty: what was answered survives a crash of the primary, not its loss; name a synchronous standby",
+			func(v string) bool { return strings.TrimSpace(v) != "" },
+		},
+	} {
+		f := Finding{Name: setting.name}
+		if err := s.reader.QueryRowContext(ctx, setting.query).Scan(&f.Value); err != nil {
+			return nil, err
+		}
+		f.OK = setting.ok(f.Value)
+		if !f.OK {
+			f.Advice = setting.advice
+		}
+		found = append(found, f)
+	}
+
+	before := time.Now()
+	var micros int64
+	if err := s.reader.QueryRowContext(ctx, readClock).Scan(&micros); err != nil {
+		return nil, err
+	}
+	trip := time.Since(before)
+	difference := keys.FromMicros(micros).Sub(before.Add(trip / 2))
+	clock := Finding{
+		Name: "clock difference", Value: fmt.Sprintf("%+.3fs (± %.3fs)", difference.Seconds(), (trip / 2).Seconds()),
+		OK: difference.Abs() <= mostClockDifference+trip/2,
+	}
+	if !clock.OK {
+		clock.Advice = "the database's clock and this machine's differ: run NTP on both"
+	}
+	return append(found, clock), nil
+}
+
+func is(want string) func(string) bool { return func(v string) bool { return v == want } }

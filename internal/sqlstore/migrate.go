@@ -1,0 +1,73 @@
+package sqlstore
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/pressly/goose/v3"
+)
+
+//go:embed migrations/sqlite/*.sql migrations/postgres/*.sql
+var migrations embed.FS
+
+// migrationLock is the advisory lock under which one process at a time migrates.
+const migrationLock int64 = 0x6b657977617264 // "keyward"
+
+// Migrate brings the schema up to date and returns its version before and after. Any number of
+// processes may do so at once. A schema from a newer program is refused.
+func Migrate(ctx context.Context, o Options) (from, to int64, err error) {
+	e, err := openEngine(ctx, o)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() { err = errors.Join(err, e.close()) }()
+	return migrate(ctx, e, o)
+}
+
+func migrate(ctx context.Context, e *engine, o Options) (from, to int64, err error) {
+	files, err := fs.Sub(migrations, "migrations/"+e.name)
+	if err != nil {
+		return 0, 0, err
+	}
+	dialect, options := goose.DialectSQLite3, []goose.ProviderOption{goose.WithDisableGlobalRegistry(true)}
+	if e.name == Postgres {
+		dialect = goose.DialectPostgres
+		options = append(options, goose.WithSessionLocker(advisoryLock{}))
+	}
+	provider, err := goose.NewProvider(dialect, e.writer, files, options...)
+	if err != nil {
+		return 0, 0, fmt.Errorf("sqlstore: migrations: %w", err)
+	}
+	from, target, err := provider.GetVersions(ctx)
+	if err != nil {
+		return 0, 0, fmt.Errorf("sqlstore: migrations: %w", err)
+	}
+	if from > target {
+		return from, from, fmt.Errorf("sqlstore: the database has schema version %d and this program knows %d: run the newer program", from, target)
+	}
+	if from == target {
+		return from, from, nil // the account a node runs under need not be allowed to change the schema
+	}
+	if _, err := provider.Up(ctx); err != nil {
+		return from, from, fmt.Errorf("sqlstore: migrations: %w", err)
+	}
+	to, err = provider.GetDBVersion(ctx)
+	return from, to, err
+}
+
+// advisoryLock makes the processes that start together migrate one after the other.
+type advisoryLock struct{}
+
+func (advisoryLock) SessionLock(ctx context.Context, conn *sql.Conn) error {
+	_, err := conn.ExecContext(ctx, `SELECT pg_advisory_lock($1)`, migrationLock)
+	return err
+}
+
+func (advisoryLock) SessionUnlock(ctx context.Context, conn *sql.Conn) error {
+	_, err := conn.ExecContext(ctx, `SELECT pg_advisory_unlock($1)`, migrationLock)
+	return err
+}

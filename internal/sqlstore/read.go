@@ -1,0 +1,145 @@
+package sqlstore
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"math"
+
+	"github.com/syncgram/keyward/internal/keys"
+)
+
+// Key implements keys.Store.
+func (s *Store) Key(ctx context.Context, id string) (keys.Key, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	return s.oneKey(ctx, s.reader, keyByID, id)
+}
+
+// oneKey runs a statement that selects one key.
+func (s *Store) oneKey(ctx context.Context, q queries, statement string, argument any) (keys.Key, error) {
+	var logged int64
+	r, err := scanKey(q.QueryRowContext(ctx, statement, anyRevision, argument), &logged)
+	if errors.Is(err, sql.ErrNoRows) {
+		return keys.Key{}, keys.ErrNotFound
+	}
+	if err != nil {
+		return keys.Key{}, err
+	}
+	return s.keyFromRow(&r, r.Revision == logged), nil
+}
+
+// Keys implements keys.Store.
+func (s *Store) Keys(ctx context.Context, query keys.KeyQuery) ([]keys.UsedKey, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	before, beforeID, limit := int64(math.MaxInt64), "", int64(math.MaxInt64)
+	if query.Before != nil {
+		before, beforeID = keys.Micros(query.Before.CreatedAt), query.Before.ID
+	}
+	if query.Limit > 0 {
+		limit = int64(query.Limit)
+	}
+	var found []keys.UsedKey
+	rows, err := s.reader.QueryContext(ctx, keysOf, anyRevision, query.OrganizationID, string(query.Environment), before, beforeID, limit)
+	err = each(rows, err, func(rows *sql.Rows) error {
+		var logged, used int64
+		r, err := scanKey(rows, &logged, &used)
+		if err == nil {
+			found = append(found, keys.UsedKey{Key: s.keyFromRow(&r, r.Revision == logged), LastUsedAt: keys.FromMicros(used)})
+		}
+		return err
+	})
+	return found, err
+}
+
+// Organization implements keys.Store.
+func (s *Store) Organization(ctx context.Context, id string) (keys.Organization, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	return s.organization(ctx, s.reader, anyRevision, id, sameRevision)
+}
+
+func sameRevision(revision, logged int64) bool { return revision == logged }
+
+// organization reads one organization, taking audit entries up to a bound into account.
+func (s *Store) organization(ctx context.Context, q queries, bound int64, id string, latest func(revision, logged int64) bool) (keys.Organization, error) {
+	var logged int64
+	r, err := scanOrganization(q.QueryRowContext(ctx, organizationByID, bound, id), &logged)
+	switch {
+	case err != nil:
+		return keys.Organization{}, err
+	case r.Revision != 0:
+		return s.organizationFromRow(&r, latest(r.Revision, logged)), nil
+	case logged != 0:
+		return s.removedOrganization(id, logged), nil
+	}
+	return keys.Unregistered(id), nil
+}
+
+// Organizations implements keys.Store.
+func (s *Store) Organizations(ctx context.Context, after string, limit int) ([]keys.Organization, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	return s.organizations(ctx, s.reader, organizationsFrom, after, int64(limit))
+}
+
+// organizations runs a statement that selects organizations.
+func (s *Store) organizations(ctx context.Context, q queries, statement string, arguments ...any) ([]keys.Organization, error) {
+	var found []keys.Organization
+	rows, err := q.QueryContext(ctx, statement, append([]any{anyRevision}, arguments...)...)
+	err = each(rows, err, func(rows *sql.Rows) error {
+		var logged int64
+		r, err := scanOrganization(rows, &logged)
+		if err == nil {
+			found = append(found, s.organizationFromRow(&r, r.Revision == logged))
+		}
+		return err
+	})
+	return found, err
+}
+
+// someKeys runs a statement that selects keys.
+func (s *Store) someKeys(ctx context.Context, q queries, statement string, arguments ...any) ([]keys.Key, error) {
+	var found []keys.Key
+	rows, err := q.QueryContext(ctx, statement, append([]any{anyRevision}, arguments...)...)
+	err = each(rows, err, func(rows *sql.Rows) error {
+		var logged int64
+		r, err := scanKey(rows, &logged)
+		if err == nil {
+			found = append(found, s.keyFromRow(&r, r.Revision == logged))
+		}
+		return err
+	})
+	return found, err
+}
+
+// Replay implements keys.Store.
+func (s *Store) Replay(ctx context.Context, handles []keys.Handle) (keys.Replay, error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	return firstReplay(ctx, s.reader, handles)
+}
+
+func firstReplay(ctx context.Context, q queries, handles []keys.Handle) (keys.Replay, error) {
+	for _, h := range handles {
+		r := keys.Replay{Handle: h}
+		var fingerprint []byte
+		var created int64
+		err := q.QueryRowContext(ctx, replayByHandle, h[:]).
+			Scan(&fingerprint, &r.KeyID, &r.MasterKeyID, &r.Salt, &r.Sealed, &created)
+		if errors.Is(err, sql.ErrNoRows) {
+			continue
+		}
+		if err != nil {
+			return keys.Replay{}, err
+		}
+		copy(r.Fingerprint[:], fingerprint)
+		r.CreatedAt = keys.FromMicros(created)
+		if len(r.Sealed) == 0 {
+			r.Sealed = nil
+		}
+		return r, nil
+	}
+	return keys.Replay{}, keys.ErrNotFound
+}

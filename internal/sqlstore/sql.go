@@ -1,0 +1,154 @@
+package sqlstore
+
+// Every statement the store runs on its tables, in the SQL both engines read. Two habits:
+// a row is selected together with latest, the last revision the audit log has for it up
+// to the bound $1, so that no row is read without that check; and a condition never
+// depends on a clock, because the rules live above this package.
+
+const (
+	// The first statement of every write. The row's lock, held to the commit, puts writes in one order.
+	bumpMeta = `UPDATE meta SET revision = revision + 1 WHERE one = 1
+		RETURNING revision, database_id, state_key_id, state_box`
+	// The same lock without a new revision.
+	lockMeta = `UPDATE meta SET revision = revision WHERE one = 1
+		RETURNING revision, database_id, state_key_id, state_box`
+	readMeta   = `SELECT revision, database_id, state_key_id, state_box FROM meta WHERE one = 1`
+	writeState = `UPDATE meta SET state_key_id = $1, state_box = $2 WHERE one = 1`
+	insertMeta = `INSERT INTO meta (one, revision, database_id, state_key_id, state_box)
+		VALUES (1, 0, $1, $2, $3) ON CONFLICT (one) DO NOTHING`
+	anyRow = `SELECT (SELECT count(*) FROM (SELECT 1 FROM keys LIMIT 1) k)
+		+ (SELECT count(*) FROM (SELECT 1 FROM organizations LIMIT 1) o)
+		+ (SELECT count(*) FROM (SELECT 1 FROM audit LIMIT 1) a)`
+
+	// A statement of its own: under READ COMMITTED the one that waited for the lock still sees
+	// the log as it was before the wait.
+	readHead = `SELECT c.now, coalesce(a.sequence, 0), a.hash FROM clock c
+		LEFT JOIN (SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1) a ON 1 = 1`
+	readClock = `SELECT now FROM clock`
+)
+
+const (
+	keyColumns = `k.id, k.organization_id, k.environment, k.digest, k.hint, k.name, k.created_at, k.created_by,
+		k.expires_in_days, k.expires_at, k.state, k.revoked_at, k.revoke_reason, k.replaces, k.revision,
+		k.seal_key_id, k.seal`
+	latestOfKey = `(SELECT coalesce(max(a.revision), 0) FROM audit a
+		WHERE a.target_id = k.id AND a.revision <= $1 AND a.action <> 'organization.put')`
+	selectKey = `SELECT ` + keyColumns + `, ` + latestOfKey + ` FROM keys k `
+
+	keyByID      = selectKey + `WHERE k.id = $2`
+	keyByDigest  = selectKey + `WHERE k.digest = $2`
+	keysInStates = selectKey + `WHERE k.organization_id = $2 AND k.state IN ($3, $4, $5, $6)`
+	keysAfter    = selectKey + `WHERE k.revision > $2 ORDER BY k.revision LIMIT $3`
+	keysOfWrite  = selectKey + `WHERE k.revision = $2`
+	keysOf       = `SELECT ` + keyColumns + `, ` + latestOfKey + `, coalesce(u.last_used_at, 0)
+		FROM keys k LEFT JOIN key_uses u ON u.key_id = k.id
+		WHERE k.organization_id = $2 AND ($3 = '' OR k.environment = $3) AND (k.created_at, k.id) < ($4, $5)
+		ORDER BY k.created_at DESC, k.id DESC LIMIT $6`
+
+	insertKey = `INSERT INTO keys (id, organization_id, environment, digest, hint, name, created_at, created_by,
+			expires_in_days, expires_at, state, revoked_at, revoke_reason, replaces, revision, seal_key_id, seal)
+		VALUES ($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+		RETURNING (SELECT coalesce(max(a.revision), 0) FROM audit a
+			WHERE a.target_id = $2 AND a.revision <= $1 AND a.action <> 'organization.put')`
+	updateKey = `UPDATE keys SET organization_id = $3, environment = $4, digest = $5, hint = $6, name = $7,
+			created_at = $8, created_by = $9, expires_in_days = $10, expires_at = $11, state = $12, revoked_at = $13,
+			revoke_reason = $14, replaces = $15, revision = $16, seal_key_id = $17, seal = $18
+		WHERE id = $2
+		RETURNING (SELECT coalesce(max(a.revision), 0) FROM audit a
+			WHERE a.target_id = $2 AND a.revision <= $1 AND a.action <> 'organization.put')`
+
+	everyKey = `SELECT ` + keyColumns + ` FROM keys k`
+)
+
+const (
+	organizationColumns = `o.id, o.name, o.parent_organization_id, o.payments_enabled, o.current_environment, o.active,
+		o.created_at, o.updated_at, o.revision, o.seal_key_id, o.seal`
+	latestOfOrganization = `(SELECT coalesce(max(a.revision), 0) FROM audit a
+		WHERE a.target_id = o.id AND a.revision <= $1 AND a.action = 'organization.put')`
+	selectOrganization = `SELECT ` + organizationColumns + `, ` + latestOfOrganization + ` FROM organizations o `
+
+	// One row always: an organization the audit log knows and the table does not was removed.
+	organizationByID = `SELECT o.id, coalesce(r.name, ''), coalesce(r.parent_organization_id, ''),
+			coalesce(r.payments_enabled, 0), coalesce(r.current_environment, ''), coalesce(r.active, 0),
+			coalesce(r.created_at, 0), coalesce(r.updated_at, 0), coalesce(r.revision, 0),
+			coalesce(r.seal_key_id, ''), r.seal, ` + latestOfOrganization + `
+		FROM (SELECT CAST($2 AS TEXT) AS id) o LEFT JOIN organizations r ON r.id = o.id`
+	organizationsFrom    = selectOrganization + `WHERE o.id > $2 ORDER BY o.id LIMIT $3`
+	organizationsAfter   = selectOrganization + `WHERE o.revision > $2 ORDER BY o.revision LIMIT $3`
+	organizationsOfWrite = selectOrganization + `WHERE o.revision = $2`
+
+	putOrganization = `INSERT INTO organizations (id, name, parent_organization_id, payments_enabled,
+			current_environment, active, created_at, updated_at, revision, seal_key_id, seal)
+		VALUES ($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+		ON CONFLICT (id) DO UPDATE SET name = excluded.name, parent_organization_id = excluded.parent_organization_id,
+			payments_enabled = excluded.payments_enabled, current_environment = excluded.current_environment,
+			active = excluded.active, created_at = excluded.created_at, updated_at = excluded.updated_at,
+			revision = excluded.revision, seal_key_id = excluded.seal_key_id, seal = excluded.seal
+		RETURNING (SELECT coalesce(max(a.revision), 0) FROM audit a
+			WHERE a.target_id = $2 AND a.revision <= $1 AND a.action = 'organization.put')`
+	countChildren = `SELECT count(*) FROM (SELECT 1 FROM organizations WHERE parent_organization_id = $1 LIMIT 1) c`
+
+	everyOrganization = `SELECT ` + organizationColumns + ` FROM organizations o`
+
+	everyKeyRevision          = `SELECT id, revision FROM keys`
+	everyOrganizationRevision = `SELECT id, revision FROM organizations`
+	latestOfAll               = `SELECT target_id, CASE WHEN action = 'organization.put' THEN 1 ELSE 0 END, max(revision)
+		FROM audit WHERE revision > 0 GROUP BY 1, 2`
+)
+
+const (
+	putUse = `INSERT INTO key_uses (key_id, last_used_at)
+		SELECT k.id, CAST($1 AS BIGINT) FROM keys k WHERE k.id = $2
+		ON CONFLICT (key_id) DO UPDATE SET last_used_at = excluded.last_used_at
+		WHERE key_uses.last_used_at < excluded.last_used_at`
+
+	lastTake = `SELECT taken_at FROM rates WHERE action = $1 AND user_id = $2`
+	putTake  = `INSERT INTO rates (action, user_id, taken_at) VALUES ($1, $2, $3)
+		ON CONFLICT (action, user_id) DO UPDATE SET taken_at = excluded.taken_at`
+
+	replayByHandle = `SELECT fingerprint, key_id, master_key_id, salt, sealed, created_at FROM replays WHERE handle = $1`
+	putReplay      = `INSERT INTO replays (handle, fingerprint, key_id, master_key_id, salt, sealed, created_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7)
+		ON CONFLICT (handle) DO UPDATE SET fingerprint = excluded.fingerprint, key_id = excluded.key_id,
+			master_key_id = excluded.master_key_id, salt = excluded.salt, sealed = excluded.sealed,
+			created_at = excluded.created_at`
+	eraseReplays   = `UPDATE replays SET salt = $1, sealed = $1 WHERE key_id = $2`
+	deleteReplays  = `DELETE FROM replays WHERE created_at < $1`
+	countKeptUnder = `SELECT master_key_id, count(*) FROM replays WHERE length(sealed) > 0 AND master_key_id <> $1 GROUP BY 1`
+	registerNode   = `INSERT INTO nodes (node_id, address, version, applied, renewed_at) VALUES ($1, $2, $3, -1, $4)`
+	renewNode      = `UPDATE nodes SET applied = $1, renewed_at = $2
+		WHERE node_id = $3 AND $1 = (SELECT revision FROM meta WHERE one = 1)`
+	countNode   = `SELECT count(*) FROM nodes WHERE node_id = $1`
+	countBehind = `SELECT count(*) FROM nodes WHERE applied < $1`
+	fenceNodes  = `DELETE FROM nodes WHERE applied < $1 RETURNING node_id`
+	deleteNode  = `DELETE FROM nodes WHERE node_id = $1`
+)
+
+const (
+	entryColumns = `sequence, at, actor, action, organization_id, target_id, outcome, detail, remote_address,
+		request_id, revision, hash`
+	insertEntry = `INSERT INTO audit (` + entryColumns + `, seal_key_id, seal)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`
+	selectEntries = `SELECT ` + entryColumns + ` FROM audit
+		WHERE sequence > $1 AND ($2 = '' OR organization_id = $2) AND ($3 = '' OR target_id = $3)
+			AND ($4 = '' OR actor = $4) AND ($5 = '' OR action = $5)
+		ORDER BY sequence LIMIT $6`
+	everyEntry = `SELECT ` + entryColumns + `, seal_key_id, seal FROM audit ORDER BY sequence`
+)
+
+// Re-sealing walks each table by its key, so that it goes on where it stopped.
+const (
+	staleKeys = selectKey + `WHERE k.id > $2 AND k.seal_key_id <> $3 ORDER BY k.id LIMIT $4`
+	sealKey   = `UPDATE keys SET seal_key_id = $1, seal = $2 WHERE id = $3`
+
+	staleOrganizations = selectOrganization + `WHERE o.id > $2 AND o.seal_key_id <> $3 ORDER BY o.id LIMIT $4`
+	sealOrganization   = `UPDATE organizations SET seal_key_id = $1, seal = $2 WHERE id = $3`
+
+	staleEntries = `SELECT sequence, hash, seal_key_id, seal FROM audit
+		WHERE sequence > $1 AND seal_key_id <> $2 ORDER BY sequence LIMIT $3`
+	sealEntry = `UPDATE audit SET seal_key_id = $1, seal = $2 WHERE sequence = $3`
+
+	countStale = `SELECT (SELECT count(*) FROM keys WHERE seal_key_id <> $1)
+		+ (SELECT count(*) FROM organizations WHERE seal_key_id <> $1)
+		+ (SELECT count(*) FROM audit WHERE seal_key_id <> $1)`
+)

@@ -1,0 +1,152 @@
+package sqlstore
+
+import (
+	"context"
+	"crypto/subtle"
+	"database/sql"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"github.com/syncgram/keyward/internal/keys"
+	"github.com/syncgram/keyward/internal/seal"
+)
+
+// state is what the sealed box in meta says of the whole database.
+type state struct {
+	revision    int64
+	weightKeyID string   // the master key the weight is made under
+	weight      [32]byte // XOR over the weights of all key and organization rows
+	sequence    int64    // of the last audit entry
+	hash        [32]byte // of the last audit entry
+}
+
+const stateVersion = 1
+
+func (st *state) encode() []byte {
+	b := []byte{stateVersion}
+	b = binary.BigEndian.AppendUint64(b, uint64(st.revision))
+	b = binary.BigEndian.AppendUint64(b, uint64(st.sequence))
+	b = append(b, st.hash[:]...)
+	b = append(b, st.weight[:]...)
+	return append(b, st.weightKeyID...)
+}
+
+func decodeState(b []byte) (st state, ok bool) {
+	const fixed = 1 + 8 + 8 + 32 + 32
+	if len(b) < fixed || b[0] != stateVersion {
+		return state{}, false
+	}
+	st.revision = int64(binary.BigEndian.Uint64(b[1:]))
+	st.sequence = int64(binary.BigEndian.Uint64(b[9:]))
+	copy(st.hash[:], b[17:])
+	copy(st.weight[:], b[49:])
+	st.weightKeyID = string(b[fixed:])
+	return st, true
+}
+
+// addRow puts a row into the weight, or takes it out: XOR is its own inverse.
+func (st *state) addRow(ring *seal.Ring, kind, id string, revision int64) error {
+	w, err := ring.Weight(st.weightKeyID, kind, id, revision)
+	if err != nil {
+		return fmt.Errorf("sqlstore: the weight of the rows is made under a master key that is missing from the key file: %w", err)
+	}
+	subtle.XORBytes(st.weight[:], st.weight[:], w[:])
+	return nil
+}
+
+// meta is the one row of that table.
+type meta struct {
+	revision   int64
+	databaseID string
+	keyID      string
+	box        []byte
+}
+
+func scanMeta(row *sql.Row) (m meta, err error) {
+	err = row.Scan(&m.revision, &m.databaseID, &m.keyID, &m.box)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = fmt.Errorf("%w: the meta row is gone", keys.ErrTampered)
+	}
+	return m, err
+}
+
+// stateContext is what a box is bound to besides its content.
+func stateContext(databaseID string, revision int64) []byte {
+	return binary.BigEndian.AppendUint64([]byte(databaseID), uint64(revision))
+}
+
+// openState opens the box of m, which was sealed at revision.
+func (s *Store) openState(m meta, revision int64) (state, error) {
+	plain, err := s.ring.OpenState(m.keyID, m.box, stateContext(m.databaseID, revision))
+	if errors.Is(err, seal.ErrUnknownKey) {
+		return state{}, fmt.Errorf("sqlstore: the database is sealed under a master key that is missing from the key file: %w", err)
+	}
+	if err != nil {
+		return state{}, s.badState(revision, "the sealed state does not open")
+	}
+	st, ok := decodeState(plain)
+	if !ok || st.revision != revision {
+		return state{}, s.badState(revision, "the sealed state is of another revision")
+	}
+	return st, nil
+}
+
+func (s *Store) badState(revision int64, why string) error {
+	err := fmt.Errorf("%w: %s", keys.ErrTampered, why)
+	s.tampered("meta", "", revision, err)
+	return err
+}
+
+// currentState reads the revision and the state that goes with it.
+func (s *Store) currentState(ctx context.Context, q queries) (state, error) {
+	m, err := scanMeta(q.QueryRowContext(ctx, readMeta))
+	if err != nil {
+		return state{}, err
+	}
+	return s.openState(m, m.revision)
+}
+
+// begin writes the meta row of a new database. It refuses a database whose rows are there without
+// it, or whose master key is missing; one whose state does not open can still be looked
+// at, but neither written nor served from.
+func (s *Store) begin(ctx context.Context) error {
+	_, err := s.currentState(ctx, s.reader)
+	if err == nil || errors.Is(err, seal.ErrUnknownKey) {
+		return err
+	}
+	var rows int64
+	known := s.reader.QueryRowContext(ctx, `SELECT count(*) FROM meta`).Scan(&rows)
+	if known != nil {
+		return known
+	}
+	if rows > 0 {
+		if errors.Is(err, keys.ErrTampered) {
+			return nil // told; see currentState
+		}
+		return err
+	}
+
+	fresh := state{weightKeyID: s.ring.Current()}
+	databaseID := uuid.NewString()
+	keyID, box := s.ring.SealState(fresh.encode(), stateContext(databaseID, 0))
+	return s.transact(ctx, s.writer, func(ctx context.Context, tx *transaction) error {
+		result, err := tx.ExecContext(ctx, insertMeta, databaseID, keyID, box)
+		if err != nil {
+			return err
+		}
+		if n, err := result.RowsAffected(); err != nil || n == 0 {
+			return err // another process began it first
+		}
+		// No row can be written without the meta row, so these were here before it went.
+		if err := tx.QueryRowContext(ctx, anyRow).Scan(&rows); err != nil {
+			return err
+		}
+		if rows > 0 {
+			return fmt.Errorf("%w: there are rows but no meta row; restore the database from a backup", keys.ErrTampered)
+		}
+		return nil
+	})
+}
