@@ -257,6 +257,26 @@ func TestR4Issue(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	c := d.Config()
+	c.RoleClaim, c.Logger = devRoleClaim, slog.New(slog.DiscardHandler)
+	a, err := New(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(a.Close)
+	withRoles, err := d.Issue("ada", "org_demo", time.Hour, "admin", "key manager")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for token, want := range map[string][]string{one: nil, withRoles: {"admin", "key manager"}} {
+		got, err := a.Authenticate(t.Context(), token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got.Roles); diff != "" {
+			t.Errorf("roles (-want +got):\n%s", diff)
+		}
+	}
 	payload := func(token string) string { return strings.Split(token, ".")[1] }
 	if payload(one) == payload(two) {
 		t.Error("two tokens with one jti")
