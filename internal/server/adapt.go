@@ -1,0 +1,513 @@
+package server
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/identity"
+	"github.com/syncgram/keyward/internal/keys"
+)
+
+// maxHeader is how many bytes the request line and the headers may have together.
+const maxHeader = 16 << 10
+
+// Header values that most answers share. They are never changed in place.
+var (
+	nosniff     = []string{"nosniff"}
+	noStore     = []string{"no-store"}
+	noReferrer  = []string{"no-referrer"}
+	noContent   = []string{"default-src 'none'; frame-ancestors 'none'"}
+	closing     = []string{"close"}
+	problemJSON = []string{"application/problem+json"}
+	plainJSON   = []string{"application/json"}
+)
+
+// exchange is one request with its answer.
+type exchange struct {
+	http.ResponseWriter
+	r         *http.Request
+	ctx       context.Context
+	requestID string
+	route     *route
+	segment   string     // the text of the path's {name} segment
+	query     url.Values // only the parameters the route takes, each once
+	call      keys.Call  // who asks; Principal is set behind userToken alone
+
+	status int      // 0 until the answer has begun
+	code   api.Code // of the problem answered
+	cause  error    // of that problem; for the log alone
+	reason string   // why a token was refused; for the log alone
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (x *exchange) WriteHeader(status int) {
+	if x.status == 0 {
+		x.status = status
+	}
+	x.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements http.ResponseWriter.
+func (x *exchange) Write(b []byte) (int, error) {
+	if x.status == 0 {
+		x.status = http.StatusOK
+	}
+	return x.ResponseWriter.Write(b)
+}
+
+// Unwrap is for http.ResponseController.
+func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
+
+// handler is what every request of a listener passes.
+func (s *Server) handler(l *listener) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		began := time.Now()
+		x := &exchange{ResponseWriter: w, r: r, ctx: r.Context(), route: &l.unmatched, requestID: s.requestID(r.Header)}
+		defer func() {
+			panicked := recover()
+			answered := panicked == nil || panicked != http.ErrAbortHandler && s.survive(l, x, panicked)
+			s.account(l, x, time.Since(began))
+			if !answered {
+				panic(http.ErrAbortHandler) // an answer had begun: end the connection with it
+			}
+		}()
+		if err := s.serve(l, x); err != nil {
+			x.problem(err)
+		}
+	})
+}
+
+// serve finds the route and lets the request through to it.
+func (s *Server) serve(l *listener, x *exchange) error {
+	h := x.Header()
+	h["X-Request-Id"] = []string{x.requestID}
+	h["X-Content-Type-Options"] = nosniff
+	h["Cache-Control"] = noStore
+	h["Referrer-Policy"] = noReferrer
+	h["Content-Security-Policy"] = noContent
+	if x.r.TLS != nil && l.name == public {
+		h.Set("Strict-Transport-Security", "max-age=63072000")
+	}
+	if len(x.r.TransferEncoding) > 0 {
+		// A body in chunks may have come with a length too, which net/http drops without a word. Whoever
+		// stands in front and believed the length gets no second request out of this connection (RFC 9112 section 6.1).
+		h["Connection"] = closing
+	}
+	if headerSize(x.r) > maxHeader {
+		return &keys.Error{Code: api.HeadersTooLarge, Detail: "The request line and the headers must be at most 16 KiB together."}
+	}
+	resource, segment := l.find(x.r.URL)
+	if resource == nil {
+		if x.r.Method == http.MethodOptions && x.r.URL.Path == "*" {
+			h.Set("Allow", "GET, HEAD, OPTIONS, POST, PUT")
+			x.WriteHeader(http.StatusNoContent)
+			return nil
+		}
+		return &keys.Error{Code: api.RouteNotFound, Detail: "Nothing is served at this path."}
+	}
+	rt := resource.route(x.r.Method)
+	if rt == nil || rt.auth == userToken {
+		s.cors(x, resource)
+	}
+	if rt == nil {
+		h.Set("Allow", resource.allow)
+		if x.r.Method == http.MethodOptions {
+			x.WriteHeader(http.StatusNoContent)
+			return nil
+		}
+		return &keys.Error{Code: api.MethodNotAllowed, Detail: "This path does not take this method. Allow says which it takes."}
+	}
+	x.route, x.segment = rt, segment
+	if !rt.quiet {
+		// A client that hangs up does not break off a write that has begun.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(x.ctx), s.cfg.Budget)
+		defer cancel()
+		x.ctx = ctx
+	}
+	if err := s.admit(x); err != nil {
+		return err
+	}
+	if err := x.readQuery(s); err != nil {
+		return s.refuse(x, err)
+	}
+	return rt.endpoint(x)
+}
+
+// admit lets the caller of a route through, or not (C1–C5, R3).
+func (s *Server) admit(x *exchange) error {
+	x.call = keys.Call{RequestID: x.requestID, RemoteAddress: remoteAddress(x.r)}
+	switch x.route.auth {
+	case userToken:
+		x.call.ConnectedAccount = len(x.r.Header["X-Connected-Account-Id"]) > 0
+		if err := s.authenticate(x); err != nil {
+			return err
+		}
+		return s.cfg.Service.Admit(x.ctx, x.call, x.route.action, x.segment)
+	case internalToken:
+		return s.checkInternal(bearer(x.r.Header))
+	case forwarded:
+		if values := x.r.Header["X-Internal-Token"]; len(values) == 1 {
+			return s.checkInternal(values[0])
+		}
+		return s.checkInternal("")
+	default:
+		return nil
+	}
+}
+
+// checkInternal compares a token with every internal one, in constant time.
+func (s *Server) checkInternal(token string) error {
+	if len(s.tokens) == 0 {
+		return nil
+	}
+	digest := sha256.Sum256([]byte(token))
+	match := 0
+	for i := range s.tokens {
+		match |= subtle.ConstantTimeCompare(digest[:], s.tokens[i][:])
+	}
+	if match != 1 {
+		return &keys.Error{Code: api.InternalTokenRequired, Detail: "This listener is for the deployment's own services. Send one of its internal tokens."}
+	}
+	return nil
+}
+
+// authenticate sets the principal from the bearer token (C1).
+func (s *Server) authenticate(x *exchange) error {
+	invalid := &keys.Error{Code: api.InvalidToken, Detail: "Send a valid access token of a signed-in user: Authorization: Bearer <access_token>."}
+	token := bearer(x.r.Header)
+	switch {
+	case token == "":
+		x.reason = "no single bearer token"
+		return invalid
+	case s.cfg.Format.Resembles(token):
+		return &keys.Error{Code: api.UserTokenRequired, Detail: "API keys do not manage API keys. Send the access token of a signed-in user instead."}
+	}
+	principal, err := s.cfg.Authenticator.Authenticate(x.ctx, token)
+	var refused *identity.InvalidTokenError
+	switch {
+	case errors.As(err, &refused):
+		x.reason = refused.Reason
+		return invalid
+	case err != nil:
+		return &keys.Unavailable{Err: err}
+	}
+	x.call.Principal = principal
+	return nil
+}
+
+// bearer returns the token of the one Authorization header, or nothing (RFC 6750 section 2.1).
+func bearer(h http.Header) string {
+	values := h["Authorization"]
+	if len(values) != 1 {
+		return ""
+	}
+	scheme, token, _ := strings.Cut(values[0], " ")
+	token = strings.Trim(token, " ")
+	if !strings.EqualFold(scheme, "Bearer") || strings.ContainsAny(token, " \t,") {
+		return ""
+	}
+	return token
+}
+
+// refuse leaves the refusal of an authenticated management call in the audit log, and passes any
+// other through.
+func (s *Server) refuse(x *exchange, err error) error {
+	if x.route.auth != userToken {
+		return err
+	}
+	return s.cfg.Service.Refuse(x.ctx, x.call, x.route.action, x.segment, err)
+}
+
+// readQuery takes the query apart. A parameter the route does not know is refused rather than
+// ignored, as an unknown member of a body is, and so is a secret anywhere in it (V2).
+func (x *exchange) readQuery(s *Server) error {
+	raw := x.r.URL.RawQuery
+	if raw == "" || slices.Equal(x.route.query, anyQuery) {
+		return nil
+	}
+	if s.holdsSecret(raw) {
+		return secretInURL()
+	}
+	values, err := url.ParseQuery(raw)
+	if err != nil {
+		return keys.Invalid("", "The query string is malformed.")
+	}
+	for name, list := range values {
+		if !slices.Contains(x.route.query, name) {
+			return keys.Invalid(plainName(name), "The query has a parameter that this route does not take.")
+		}
+		if len(list) != 1 {
+			return keys.Invalid(name, name+" must be given once.")
+		}
+	}
+	x.query = values
+	return nil
+}
+
+// parameter returns a query parameter, nil when it was not given.
+func (x *exchange) parameter(name string) *string {
+	if list := x.query[name]; len(list) == 1 {
+		return &list[0]
+	}
+	return nil
+}
+
+// number returns a whole number from the query, nil when it was not given.
+func (x *exchange) number(name string) (*int64, error) {
+	text := x.parameter(name)
+	if text == nil {
+		return nil, nil
+	}
+	n, ok := wholeNumber([]byte(*text))
+	if !ok {
+		return nil, keys.Invalid(name, name+" must be a whole number.")
+	}
+	return &n, nil
+}
+
+// answer is what a handler says when it does not refuse.
+type answer struct {
+	status   int    // 0 = 200
+	body     any    // encoded as JSON, unless
+	rendered []byte // it has been already
+	location string
+	replayed bool // an answer that was given before (C16)
+}
+
+// handle is the adapter of every JSON route: read makes the request value, act decides.
+func handle[Req any](s *Server, read func(*exchange) (Req, error), act func(context.Context, keys.Call, Req) (answer, error)) endpoint {
+	return func(x *exchange) error {
+		req, err := read(x)
+		if err != nil {
+			return s.refuse(x, err)
+		}
+		a, err := act(x.ctx, x.call, req)
+		if err != nil {
+			return err
+		}
+		return x.answer(a)
+	}
+}
+
+// readNothing is for routes that take nothing.
+func readNothing(*exchange) (struct{}, error) { return struct{}{}, nil }
+
+// answer writes a.
+func (x *exchange) answer(a answer) error {
+	body, err := a.rendered, error(nil)
+	if body == nil {
+		if body, err = json.Marshal(a.body); err != nil {
+			return err
+		}
+	}
+	h := x.Header()
+	h["Content-Type"] = plainJSON
+	if a.location != "" {
+		h.Set("Location", a.location)
+	}
+	if a.replayed {
+		h.Set("Idempotent-Replayed", "true")
+	}
+	x.WriteHeader(max(a.status, http.StatusOK))
+	if a.rendered != nil {
+		writeIssued(x, body)
+	} else {
+		_, _ = x.Write(body) // the client is gone; there is nobody left to tell
+	}
+	return nil
+}
+
+// cors lets the pages of the configured origins call the management routes, and answers their
+// preflight (Fetch standard, section 3.2).
+func (s *Server) cors(x *exchange, res *resource) {
+	if len(s.cfg.CORSOrigins) == 0 || !res.managed() {
+		return
+	}
+	h := x.Header()
+	h.Add("Vary", "Origin")
+	origin := x.r.Header.Get("Origin")
+	if !slices.Contains(s.cfg.CORSOrigins, origin) {
+		return
+	}
+	h.Set("Access-Control-Allow-Origin", origin)
+	if x.r.Method != http.MethodOptions {
+		h.Set("Access-Control-Expose-Headers", "Idempotent-Replayed, Location, Retry-After, X-Request-Id")
+		return
+	}
+	h.Set("Access-Control-Allow-Methods", res.allow)
+	h.Set("Access-Control-Allow-Headers", "Authorization, Content-Type, Idempotency-Key, X-Request-Id")
+	h.Set("Access-Control-Max-Age", "600")
+}
+
+// managed reports whether the resource belongs to the management API.
+func (r *resource) managed() bool {
+	for _, rt := range r.methods {
+		if rt.auth == userToken {
+			return true
+		}
+	}
+	return false
+}
+
+// headerSize is the size of the request line and the headers as they were sent, near enough.
+func headerSize(r *http.Request) int {
+	n := len(r.Method) + len(r.RequestURI)
+	for name, values := range r.Header {
+		for _, v := range values {
+			n += len(name) + len(v) + len(": \r\n")
+		}
+	}
+	return n
+}
+
+// remoteAddress is the peer without its port.
+func remoteAddress(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	return host
+}
+
+// requestIDs makes ids that are unique over processes and restarts. They are no secret.
+type requestIDs struct {
+	process string
+	count   *atomic.Uint64
+}
+
+func newRequestIDs() requestIDs {
+	var b [8]byte
+	rand.Read(b[:])
+	return requestIDs{"req_" + hex.EncodeToString(b[:]) + "_", new(atomic.Uint64)}
+}
+
+func (g requestIDs) next() string { return g.process + strconv.FormatUint(g.count.Add(1), 36) }
+
+// requestID keeps the client's request id when there is one, it has 1–128 letters, digits and
+// ._:/+=@- only, and holds no secret; otherwise it makes one (C26, V7).
+func (s *Server) requestID(h http.Header) string {
+	values := h["X-Request-Id"]
+	if len(values) != 1 || values[0] == "" || len(values[0]) > 128 || s.holdsSecret(values[0]) {
+		return s.requestIDs.next()
+	}
+	for _, c := range []byte(values[0]) {
+		if !(c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z' || strings.IndexByte("._:/+=@-", c) >= 0) {
+			return s.requestIDs.next()
+		}
+	}
+	return values[0]
+}
+
+// holdsSecret reports whether text has something like a secret in it, also when it is
+// percent-encoded, twice at most: the word, the environment and a few characters more.
+func (s *Server) holdsSecret(text string) bool {
+	for range 3 {
+		for i := range len(text) {
+			if !s.cfg.Format.Resembles(text[i:]) {
+				continue
+			}
+			_, rest, _ := strings.Cut(text[i:], "_")
+			if len(rest) > len("live_")+8 && (strings.HasPrefix(rest, "live_") || strings.HasPrefix(rest, "test_")) {
+				return true
+			}
+		}
+		plain, err := url.QueryUnescape(text)
+		if err != nil || plain == text {
+			return false
+		}
+		text = plain
+	}
+	return false
+}
+
+func secretInURL() error {
+	return keys.Invalid("", "A secret must never be part of a URL: URLs are logged and remembered. Send it in a header, and roll the key it belongs to.")
+}
+
+// survive reports a panic and answers it, unless an answer had begun: then it returns false.
+func (s *Server) survive(l *listener, x *exchange, panicked any) bool {
+	l.metrics.panics.Inc()
+	// The value of a panic may hold anything; what the runtime says of itself holds no data.
+	what := fmt.Sprintf("%T", panicked)
+	if err, ok := panicked.(interface {
+		error
+		RuntimeError()
+	}); ok {
+		what = err.Error()
+	}
+	s.cfg.Logger.LogAttrs(context.Background(), slog.LevelError, "panic",
+		slog.String("request_id", x.requestID), slog.String("route", x.route.pattern),
+		slog.String("panic", what), slog.String("stack", string(debug.Stack())))
+	if x.status != 0 {
+		return false
+	}
+	h := x.Header()
+	clear(h)
+	h["X-Request-Id"], h["X-Content-Type-Options"], h["Cache-Control"] = []string{x.requestID}, nosniff, noStore
+	x.problem(errPanicked)
+	return true
+}
+
+var errPanicked = errors.New("panic")
+
+// account counts the request and writes its line (V7: nothing of it but what is named here).
+func (s *Server) account(l *listener, x *exchange, took time.Duration) {
+	l.metrics.observe(x.route, method(x.r), x.status, took)
+	level := slog.LevelInfo
+	switch {
+	case x.route.quiet && x.status == http.StatusServiceUnavailable && !s.undecided.allow(time.Now()):
+		level = slog.LevelDebug // one line a second tells of an outage as well as a million do
+	case x.status >= http.StatusInternalServerError:
+		level = slog.LevelError
+	case x.route.quiet:
+		level = slog.LevelDebug
+	}
+	if !s.cfg.Logger.Enabled(x.r.Context(), level) {
+		return
+	}
+	attrs := make([]slog.Attr, 0, 12)
+	attrs = append(attrs,
+		slog.String("listener", l.name), slog.String("method", method(x.r)), slog.String("route", x.route.pattern),
+		slog.Int("status", x.status), slog.Float64("duration_ms", float64(took)/float64(time.Millisecond)),
+		slog.String("request_id", x.requestID), slog.String("remote", remoteAddress(x.r)))
+	if x.call.Principal.User != "" {
+		attrs = append(attrs, slog.String("user", x.call.Principal.User), slog.String("organization", x.call.Principal.OrganizationID))
+	}
+	if x.code != "" {
+		attrs = append(attrs, slog.String("code", string(x.code)))
+	}
+	if x.reason != "" {
+		attrs = append(attrs, slog.String("reason", x.reason))
+	}
+	if x.cause != nil {
+		attrs = append(attrs, slog.String("cause", x.cause.Error()))
+	}
+	s.cfg.Logger.LogAttrs(x.r.Context(), level, "request", attrs...)
+}
+
+// method is the request's method when it is a common one: any other text is the caller's own.
+func method(r *http.Request) string {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
+		return r.Method
+	default:
+		return "other"
+	}
+}

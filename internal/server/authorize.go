@@ -1,0 +1,151 @@
+package server
+
+import (
+	"encoding/base64"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/keys"
+	"github.com/syncgram/keyward/internal/verify"
+)
+
+// notAnAccount names no organization: it stands for a header that was sent empty or several
+// times, which narrows to nothing anyone owns (V3).
+const notAnAccount = "-"
+
+// Values of X-Keyward-Payments-Enabled.
+var (
+	paymentsEnabled  = []string{"true"}
+	paymentsDisabled = []string{"false"}
+)
+
+// authorize answers a proxy's question whether a request may pass (V2). A proxy sends the request's own
+// headers here; it copies the X-Keyward-* headers of the answer over the client's.
+func (s *Server) authorize(x *exchange) error {
+	h := x.r.Header
+	if s.secretInURL(x.r) {
+		return secretInURL()
+	}
+	env, err := requiredEnvironment(x.r.URL)
+	if err != nil {
+		return err
+	}
+	secret, ok := credentials(h)
+	if !ok {
+		return unauthorized()
+	}
+	r := verify.Request{Secret: secret, Environment: env}
+	switch accounts := h["X-Connected-Account-Id"]; {
+	case len(accounts) == 1 && accounts[0] != "":
+		r.ConnectedAccountID = accounts[0]
+	case len(accounts) > 0:
+		r.ConnectedAccountID = notAnAccount
+	}
+	verdict, err := s.decide(x, doorAuthorize, r)
+	switch {
+	case err != nil:
+		return err
+	case verdict.Reason == keys.ConnectedAccountForbidden:
+		return &keys.Error{Code: api.ConnectedAccount, Param: "X-Connected-Account-ID", Detail: "The connected account is not one of this API key's organization."}
+	case !verdict.Valid():
+		return unauthorized()
+	}
+	// Every one is sent, an empty one too: a header that were missing here would let the client's
+	// own through.
+	out := x.Header()
+	out["X-Keyward-Organization-Id"] = []string{verdict.OrganizationID}
+	out["X-Keyward-Environment"] = []string{string(verdict.Environment)}
+	out["X-Keyward-Key-Id"] = []string{verdict.KeyID}
+	out["X-Keyward-Connected-Account-Id"] = []string{verdict.ConnectedAccountID}
+	out["X-Keyward-Payments-Enabled"] = paymentsDisabled
+	if verdict.PaymentsEnabled {
+		out["X-Keyward-Payments-Enabled"] = paymentsEnabled
+	}
+	x.WriteHeader(http.StatusOK)
+	return nil
+}
+
+// unauthorized is the one answer to every credential that is not accepted, whatever the reason (V2).
+func unauthorized() error {
+	return &keys.Error{Code: api.InvalidToken, Detail: "A valid API key is required: Authorization: Bearer <key>, the key as the Basic user name, or X-API-Key."}
+}
+
+// credentials returns the one secret the headers carry. Two that differ, several Authorization
+// headers and a scheme or form that is not taken are refused, so that no one behind the proxy reads another
+// credential than the one that was verified (V2).
+func credentials(h http.Header) (secret string, ok bool) {
+	switch values := h["Authorization"]; len(values) {
+	case 0:
+	case 1:
+		if secret = bearer(h); secret == "" {
+			secret = basicUser(values[0])
+		}
+		if secret == "" {
+			return "", false
+		}
+	default:
+		return "", false
+	}
+	for _, v := range h["X-Api-Key"] {
+		if secret == "" {
+			secret = v
+		}
+		if v == "" || v != secret {
+			return "", false
+		}
+	}
+	return secret, secret != ""
+}
+
+// basicUser returns the user name of Basic credentials without a password (RFC 7617), else nothing.
+func basicUser(v string) string {
+	scheme, encoded, _ := strings.Cut(v, " ")
+	if !strings.EqualFold(scheme, "Basic") {
+		return ""
+	}
+	plain, err := base64.StdEncoding.Strict().DecodeString(strings.Trim(encoded, " "))
+	user, found := strings.CutSuffix(string(plain), ":")
+	if err != nil || !found || strings.Contains(user, ":") {
+		return ""
+	}
+	return user
+}
+
+// requiredEnvironment reads ?env=, by which a proxy's configuration narrows a route to one environment.
+// Anything else in the query is the client's own, which some proxies pass along.
+func requiredEnvironment(u *url.URL) (keys.Environment, error) {
+	if u.RawQuery == "" {
+		return "", nil
+	}
+	malformed := keys.Invalid("env", `env must be given once, as "live" or "test".`)
+	values, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return "", malformed
+	}
+	list, given := values["env"]
+	if !given {
+		return "", nil
+	}
+	if len(list) != 1 {
+		return "", malformed
+	}
+	return environment("env", &list[0])
+}
+
+// secretInURL reports whether the URL asked here, or the one the client asked the proxy for, holds a
+// secret.
+func (s *Server) secretInURL(r *http.Request) bool {
+	if s.holdsSecret(r.URL.RawQuery) || s.holdsSecret(r.URL.Path) {
+		return true
+	}
+	for _, name := range [...]string{"X-Original-Uri", "X-Original-Url", "X-Forwarded-Uri"} {
+		for _, v := range r.Header[name] {
+			if s.holdsSecret(v) {
+				return true
+			}
+		}
+	}
+	return false
+}

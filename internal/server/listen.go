@@ -1,0 +1,140 @@
+package server
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+)
+
+// Limits bounds what one connection may take. The zero value of each is its default.
+type Limits struct {
+	ReadHeader time.Duration // for the headers; 5 s
+	Read       time.Duration // for the headers with the body; 15 s
+	Write      time.Duration // from the headers to the end of the answer; 60 s. Longer than Config.Budget
+	Idle       time.Duration // between two requests of a connection; 75 s
+}
+
+// NewHTTPServer returns a server for one listener, ready for Serve or ServeTLS. Headers may have 16 KiB:
+// the handler answers 431 beyond that, and net/http itself ends what is much longer.
+func NewHTTPServer(h http.Handler, l Limits, logger *slog.Logger) *http.Server {
+	or := func(d, otherwise time.Duration) time.Duration {
+		if d == 0 {
+			return otherwise
+		}
+		return d
+	}
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: or(l.ReadHeader, 5*time.Second),
+		ReadTimeout:       or(l.Read, 15*time.Second),
+		WriteTimeout:      or(l.Write, 60*time.Second),
+		IdleTimeout:       or(l.Idle, 75*time.Second),
+		MaxHeaderBytes:    2 * maxHeader,
+		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
+
+		DisableGeneralOptionsHandler: true, // OPTIONS * has a request id too (C26)
+	}
+}
+
+// TLSFiles are the files of a listener's TLS.
+type TLSFiles struct {
+	Cert, Key string // PEM
+	ClientCA  string // PEM; when set, only clients with a certificate of it are served
+}
+
+// reread is the least time between two looks at the files.
+const reread = time.Second
+
+// TLSConfig reads the files, and reads them again when they change, so that a certificate is renewed
+// without a restart. Files that cannot be read then are logged, and the last good ones stay.
+func TLSConfig(f TLSFiles, logger *slog.Logger) (*tls.Config, error) {
+	c := &certificates{files: f, logger: logger}
+	stamp, err := f.stamp()
+	if err != nil {
+		return nil, err
+	}
+	if c.current, err = f.load(); err != nil {
+		return nil, err
+	}
+	c.stamp, c.looked = stamp, time.Now()
+	outer := c.current.Clone()
+	outer.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return c.get(), nil }
+	return outer, nil
+}
+
+// certificates is what the files said last.
+type certificates struct {
+	files  TLSFiles
+	logger *slog.Logger
+
+	mu      sync.Mutex
+	current *tls.Config // never changed, only replaced
+	stamp   string
+	looked  time.Time
+}
+
+func (c *certificates) get() *tls.Config {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if time.Since(c.looked) < reread {
+		return c.current
+	}
+	c.looked = time.Now()
+	stamp, err := c.files.stamp()
+	if err == nil && stamp == c.stamp {
+		return c.current
+	}
+	var loaded *tls.Config
+	if err == nil {
+		loaded, err = c.files.load()
+	}
+	if err != nil {
+		c.logger.Error("the TLS files changed and cannot be read; the former certificate stays", "error", err)
+		return c.current
+	}
+	c.logger.Info("TLS files read again")
+	c.current, c.stamp = loaded, stamp
+	return c.current
+}
+
+// stamp changes when a file does.
+func (f TLSFiles) stamp() (string, error) {
+	var s string
+	for _, path := range []string{f.Cert, f.Key, f.ClientCA} {
+		if path == "" {
+			continue
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			return "", fmt.Errorf("TLS: %w", err)
+		}
+		s += fmt.Sprintf("%d %d;", info.ModTime().UnixNano(), info.Size())
+	}
+	return s, nil
+}
+
+func (f TLSFiles) load() (*tls.Config, error) {
+	cert, err := tls.LoadX509KeyPair(f.Cert, f.Key)
+	if err != nil {
+		return nil, fmt.Errorf("TLS certificate and key: %w", err)
+	}
+	c := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{cert}, NextProtos: []string{"h2", "http/1.1"}}
+	if f.ClientCA == "" {
+		return c, nil
+	}
+	pem, err := os.ReadFile(f.ClientCA)
+	if err != nil {
+		return nil, fmt.Errorf("TLS client CA: %w", err)
+	}
+	c.ClientAuth, c.ClientCAs = tls.RequireAndVerifyClientCert, x509.NewCertPool()
+	if !c.ClientCAs.AppendCertsFromPEM(pem) {
+		return nil, errors.New("TLS client CA: the file has no certificate in PEM")
+	}
+	return c, nil
+}

@@ -1,0 +1,159 @@
+package server
+
+import (
+	"database/sql"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/syncgram/keyward/internal/keys"
+)
+
+// Metrics is what GET /metrics shows. No label holds text that a caller chose.
+type Metrics struct {
+	Registry *prometheus.Registry // for more collectors
+
+	requests  *prometheus.CounterVec
+	durations *prometheus.HistogramVec
+	panics    *prometheus.CounterVec
+	verdicts  *prometheus.CounterVec
+	undecided *prometheus.CounterVec
+	acts      *prometheus.HistogramVec
+
+	watching sync.Once
+}
+
+// NewMetrics returns metrics with a registry of their own.
+func NewMetrics() *Metrics {
+	m := &Metrics{
+		Registry: prometheus.NewRegistry(),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "keyward_http_requests_total", Help: "Requests answered.",
+		}, []string{"listener", "route", "method", "status"}),
+		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "keyward_http_request_duration_seconds", Help: "Time from a request's headers to its answer.",
+			Buckets: []float64{.00001, .000025, .00005, .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 15},
+		}, []string{"listener", "route"}),
+		panics: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "keyward_http_panics_total", Help: "Panics that were answered with 500.",
+		}, []string{"listener"}),
+		verdicts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "keyward_verifications_total", Help: "Verifications by door and verdict.",
+		}, []string{"door", "reason"}),
+		undecided: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "keyward_verifications_undecided_total", Help: "Verifications that could not be decided, by door; each was refused.",
+		}, []string{"door"}),
+		acts: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "keyward_act_duration_seconds", Help: "Time of management acts, from the rules to every node, by outcome: done, an error code, or error.",
+			Buckets: prometheus.ExponentialBuckets(.0005, 2, 16),
+		}, []string{"action", "outcome"}),
+	}
+	m.Registry.MustRegister(m.requests, m.durations, m.panics, m.verdicts, m.undecided, m.acts,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// Act counts a management act; it is what keys.Config.Observe wants.
+func (m *Metrics) Act(action keys.Action, outcome string, took time.Duration) {
+	m.acts.WithLabelValues(string(action), outcome).Observe(took.Seconds())
+}
+
+// Verification counts one verification through a door; err means that it was not decided.
+func (m *Metrics) Verification(door string, reason keys.Reason, err error) {
+	if err != nil {
+		m.undecided.WithLabelValues(door).Inc()
+		return
+	}
+	m.verdicts.WithLabelValues(door, string(reason)).Inc()
+}
+
+// WatchPools shows the database's connection pools, by the name stats gives them.
+func (m *Metrics) WatchPools(stats func() map[string]sql.DBStats) {
+	m.Registry.MustRegister(pools(stats))
+}
+
+// watch shows the state of the verifier's memory.
+func (m *Metrics) watch(v Verifier) {
+	m.watching.Do(func() {
+		gauge := func(name, help string, value func() float64) {
+			m.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+		}
+		counter := func(name, help string, value func() float64) {
+			m.Registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: name, Help: help}, value))
+		}
+		gauge("keyward_index_keys", "Keys in memory.", func() float64 { return float64(v.Stats().Keys) })
+		gauge("keyward_index_organizations", "Organizations in memory.", func() float64 { return float64(v.Stats().Organizations) })
+		gauge("keyward_revision", "Revision of the database that the memory has.", func() float64 { return float64(v.Stats().Revision) })
+		gauge("keyward_lease_seconds", "Time this node may still decide from memory without reaching the database.", func() float64 { return v.Stats().LeaseLeft.Seconds() })
+		gauge("keyward_ready", "1 while this node decides from memory.", func() float64 {
+			if v.Ready() != nil {
+				return 0
+			}
+			return 1
+		})
+		counter("keyward_tampered_rows_total", "Rows that somebody else changed; each is refused.", func() float64 { return float64(v.Stats().Tampered) })
+		counter("keyward_fenced_total", "Times this node lost its place for not answering in time.", func() float64 { return float64(v.Stats().Fenced) })
+		counter("keyward_regressions_total", "Times the database took back what it had said of a row.", func() float64 { return float64(v.Stats().Regressions) })
+		counter("keyward_verifications_from_primary_total", "Verifications decided by asking the database.", func() float64 { return float64(v.Stats().FromPrimary) })
+	})
+}
+
+func (m *Metrics) handler() http.Handler {
+	return promhttp.HandlerFor(m.Registry, promhttp.HandlerOpts{})
+}
+
+// listenerMetrics is what a listener counts.
+type listenerMetrics struct {
+	name   string
+	m      *Metrics
+	panics prometheus.Counter
+}
+
+func (m *Metrics) listener(name string) *listenerMetrics {
+	return &listenerMetrics{name: name, m: m, panics: m.panics.WithLabelValues(name)}
+}
+
+func (l *listenerMetrics) observe(rt *route, method string, status int, took time.Duration) {
+	l.m.requests.WithLabelValues(l.name, rt.pattern, method, statusText(status)).Inc()
+	l.m.durations.WithLabelValues(l.name, rt.pattern).Observe(took.Seconds())
+}
+
+func statusText(status int) string {
+	if status == http.StatusOK {
+		return "200"
+	}
+	return strconv.Itoa(status)
+}
+
+// pools is the collector of WatchPools.
+type pools func() map[string]sql.DBStats
+
+var (
+	poolOpen  = prometheus.NewDesc("keyward_database_connections", "Open connections by pool and state.", []string{"pool", "state"}, nil)
+	poolLimit = prometheus.NewDesc("keyward_database_connections_limit", "Connections a pool may open.", []string{"pool"}, nil)
+	poolWaits = prometheus.NewDesc("keyward_database_waits_total", "Times a connection had to be waited for.", []string{"pool"}, nil)
+	poolWait  = prometheus.NewDesc("keyward_database_wait_seconds_total", "Time spent waiting for a connection.", []string{"pool"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (p pools) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{poolOpen, poolLimit, poolWaits, poolWait} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (p pools) Collect(ch chan<- prometheus.Metric) {
+	for pool, s := range p() {
+		ch <- prometheus.MustNewConstMetric(poolOpen, prometheus.GaugeValue, float64(s.InUse), pool, "in_use")
+		ch <- prometheus.MustNewConstMetric(poolOpen, prometheus.GaugeValue, float64(s.Idle), pool, "idle")
+		ch <- prometheus.MustNewConstMetric(poolLimit, prometheus.GaugeValue, float64(s.MaxOpenConnections), pool)
+		ch <- prometheus.MustNewConstMetric(poolWaits, prometheus.CounterValue, float64(s.WaitCount), pool)
+		ch <- prometheus.MustNewConstMetric(poolWait, prometheus.CounterValue, s.WaitDuration.Seconds(), pool)
+	}
+}

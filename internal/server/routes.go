@@ -1,0 +1,183 @@
+package server
+
+import (
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/keys"
+)
+
+// The listeners. Neither serves a route of the other.
+const (
+	public   = "public"
+	internal = "internal"
+)
+
+// auth is what a caller must show before a route does anything else.
+type auth int
+
+const (
+	open          auth = iota // nothing
+	userToken                 // a user's JWT, and an organization that may manage keys (C1–C5)
+	internalToken             // one of the deployment's internal tokens, when it has any (R3)
+	forwarded                 // as internalToken, in X-Internal-Token: Authorization is the merchant's (V2)
+)
+
+// anyMethod is the method of a route that takes every one, OPTIONS too.
+const anyMethod = "*"
+
+// endpoint answers a request that passed everything before it, or returns the error to answer.
+type endpoint func(x *exchange) error
+
+// route is one line of the table.
+type route struct {
+	listener string
+	method   string // GET answers HEAD as well
+	pattern  string // at most one {name} segment
+	auth     auth
+	action   keys.Action // under which a refusal is in the audit log; routes with userToken only
+	query    []string    // the query parameters it takes; nil = none, anyQuery = whatever comes
+	quiet    bool        // its request line is at debug level: too many pass, and metrics count them
+	endpoint endpoint
+}
+
+// anyQuery marks a route that has no use for a query but is called with one.
+var anyQuery = []string{anyMethod}
+
+// routes is every route there is. The OpenAPI document describes the same ones; a test holds the
+// two together (C28).
+func (s *Server) routes() []route {
+	const keysPath = "/api/v1/auth/api-keys"
+	return []route{
+		{public, "POST", keysPath, userToken, keys.ActCreate, nil, false, handle(s, readCreate, s.create)},
+		{public, "GET", keysPath, userToken, keys.ActList, []string{"env", "limit", "cursor"}, false, handle(s, readList, s.list)},
+		{public, "POST", keysPath + "/{api_key_id}/revoke", userToken, keys.ActRevoke, nil, false, handle(s, readRevoke, s.revoke)},
+		{public, "POST", keysPath + "/{api_key_id}/roll", userToken, keys.ActRoll, nil, false, handle(s, readRoll, s.roll)},
+
+		{public, "GET", "/openapi.json", open, "", anyQuery, false, document("application/json", api.JSON())},
+		{public, "GET", "/openapi.yaml", open, "", anyQuery, false, document("application/yaml", api.YAML())},
+
+		{internal, "POST", "/v1/verify", internalToken, "", nil, true, s.verify},
+		{internal, anyMethod, "/v1/authorize", forwarded, "", anyQuery, true, s.authorize},
+		{internal, "POST", "/v1/introspect", internalToken, "", nil, true, s.introspect},
+
+		{internal, "GET", "/v1/organizations", internalToken, "", []string{"limit", "cursor"}, false, handle(s, readPage, s.listOrganizations)},
+		{internal, "GET", "/v1/organizations/{id}", internalToken, "", anyQuery, false, handle(s, readOrganizationID, s.getOrganization)},
+		{internal, "PUT", "/v1/organizations/{id}", internalToken, "", nil, false, handle(s, readOrganization, s.putOrganization)},
+
+		{internal, "GET", "/v1/audit", internalToken, "", []string{"after", "limit", "organization_id", "target_id"}, false, handle(s, readAudit, s.listAudit)},
+		{internal, "POST", "/v1/audit/verify", internalToken, "", anyQuery, false, s.long(handle(s, readNothing, s.verifyAudit))},
+		{internal, "POST", "/v1/master-key/rotate", internalToken, "", anyQuery, false, s.long(handle(s, readNothing, s.rotate))},
+		{internal, "GET", "/v1/status", internalToken, "", anyQuery, false, handle(s, readNothing, s.status)},
+		{internal, "GET", "/metrics", internalToken, "", anyQuery, true, s.metrics()},
+
+		{internal, "GET", "/healthz", open, "", anyQuery, true, s.ready},
+		{internal, "GET", "/livez", open, "", anyQuery, true, s.alive},
+		{internal, "GET", "/readyz", open, "", anyQuery, true, s.ready},
+	}
+}
+
+// listener finds the route of a request. It is used instead of http.ServeMux because that one
+// redirects what it would rather have been asked, and says 404 and 405 in plain text (C27).
+type listener struct {
+	name      string
+	metrics   *listenerMetrics
+	fixed     map[string]*resource
+	variable  []*resource
+	unmatched route // stands for no route, in the log and the metrics
+}
+
+// resource is one path with its methods.
+type resource struct {
+	prefix, suffix string // around the {name} segment of a variable one
+	methods        map[string]*route
+	every          *route // takes every method
+	allow          string
+}
+
+func newListener(name string, table []route, m *Metrics) *listener {
+	l := &listener{name: name, fixed: map[string]*resource{}, unmatched: route{listener: name, pattern: "none"}}
+	variable := map[string]*resource{}
+	for i := range table {
+		rt := &table[i]
+		if rt.listener != name {
+			continue
+		}
+		of := l.fixed
+		if strings.Contains(rt.pattern, "{") {
+			of = variable
+		}
+		res := of[rt.pattern]
+		if res == nil {
+			res = &resource{methods: map[string]*route{}}
+			of[rt.pattern] = res
+			if before, after, ok := strings.Cut(rt.pattern, "{"); ok {
+				_, rest, _ := strings.Cut(after, "}")
+				res.prefix, res.suffix = before, rest
+				l.variable = append(l.variable, res)
+			}
+		}
+		if rt.method == anyMethod {
+			res.every = rt
+		} else {
+			res.methods[rt.method] = rt
+		}
+		res.allow = allowed(res.methods)
+	}
+	l.metrics = m.listener(name)
+	return l
+}
+
+// allowed is the Allow header of a resource (RFC 9110 section 10.2.1).
+func allowed(methods map[string]*route) string {
+	list := []string{http.MethodOptions}
+	for m := range methods {
+		list = append(list, m)
+		if m == http.MethodGet {
+			list = append(list, http.MethodHead)
+		}
+	}
+	slices.Sort(list)
+	return strings.Join(list, ", ")
+}
+
+// find returns the resource a request names and the text of its {name} segment, or nil. A path is
+// taken as it was sent: nothing is cleaned, and a segment never holds a slash, encoded or not.
+func (l *listener) find(u *url.URL) (*resource, string) {
+	if u.RawPath == "" {
+		if res := l.fixed[u.Path]; res != nil {
+			return res, ""
+		}
+	}
+	path := u.EscapedPath()
+	for _, res := range l.variable {
+		segment, ok := strings.CutPrefix(path, res.prefix)
+		if ok {
+			segment, ok = strings.CutSuffix(segment, res.suffix)
+		}
+		if !ok || segment == "" || strings.Contains(segment, "/") {
+			continue
+		}
+		value, err := url.PathUnescape(segment)
+		if err != nil || strings.ContainsAny(value, `/\`) {
+			return nil, ""
+		}
+		return res, value
+	}
+	return nil, ""
+}
+
+// route returns the resource's route for a method, or nil.
+func (r *resource) route(method string) *route {
+	switch {
+	case r.every != nil:
+		return r.every
+	case method == http.MethodHead:
+		return r.methods[http.MethodGet]
+	default:
+		return r.methods[method]
+	}
+}
