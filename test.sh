@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Every test, on a fresh Debian machine with Go: ./test.sh
+# What it needs beyond Go it finds, installs (as root, from Debian's packages), or says how to get.
+# ./test.sh --fast leaves out the linters and the race detector.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+fast=no
+case "${1-}" in
+"") ;;
+--fast) fast=yes ;;
+*) echo "usage: ./test.sh [--fast]" >&2; exit 2 ;;
+esac
+
+say() { printf '\n== %s\n' "$*"; }
+
+# need PROGRAM PACKAGE: install what is missing, or say how and stop. Nothing is skipped in silence.
+missing=()
+need() { command -v "$1" >/dev/null 2>&1 || missing+=("$2"); }
+need curl curl
+need git git
+[ "$fast" = yes ] || need gcc gcc
+if [ -z "${KEYWARD_TEST_POSTGRES_URL-}" ] && ! command -v initdb >/dev/null 2>&1 && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
+	missing+=(postgresql)
+fi
+if [ ${#missing[@]} -gt 0 ]; then
+	if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+		say "installing ${missing[*]}"
+		apt-get update -qq
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" libc6-dev >/dev/null
+	else
+		echo "The tests need more than Go. Install it and run again: sudo apt-get install ${missing[*]}" >&2
+		exit 1
+	fi
+fi
+
+say "formatting"
+unformatted=$(gofmt -l $(git ls-files '*.go'))
+[ -z "$unformatted" ] || { echo "gofmt would change: $unformatted" >&2; exit 1; }
+
+say "go vet"
+go vet ./...
+go vet -tags failpoints ./...
+
+say "one static binary (R6)"
+binary=$(mktemp -d)/keyward
+trap 'rm -rf "$(dirname "$binary")"' EXIT
+CGO_ENABLED=0 go build -trimpath -o "$binary" ./cmd/keyward
+
+if [ "$fast" = yes ]; then
+	say "tests"
+	go test -shuffle=on ./...
+	exit
+fi
+
+say "staticcheck"
+go tool -modfile=tools/go.mod staticcheck ./...
+
+say "govulncheck"
+if ! report=$(go tool -modfile=tools/go.mod govulncheck ./... 2>&1); then
+	case "$report" in
+	*"fetching vulnerabilities"* | *"dial tcp"* | *"no such host"*) echo "not run: its database cannot be reached from here" ;;
+	*) printf '%s\n' "$report" >&2; exit 1 ;;
+	esac
+fi
+
+say "tests, with the race detector"
+go test -race -shuffle=on -timeout 20m ./...
