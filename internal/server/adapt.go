@@ -469,6 +469,9 @@ var errPanicked = errors.New("panic")
 
 // account counts the request and writes its line (V7: nothing of it but what is named here).
 func (s *Server) account(l *listener, x *exchange, took time.Duration) {
+	if x.status == 0 {
+		x.status = http.StatusOK // what net/http sends when a handler wrote nothing
+	}
 	l.metrics.observe(x.route, method(x.r), x.status, took)
 	level := slog.LevelInfo
 	switch {

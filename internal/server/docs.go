@@ -1,28 +1,14 @@
 package server
 
-import (
-	"crypto/sha256"
-	"encoding/hex"
-	"net/http"
-	"strings"
+import "github.com/syncgram/keyward/api"
 
-)
-
-// document serves one form of the OpenAPI document, to anyone and to pages of any origin (C28).
-func document(contentType string, body []byte) endpoint {
-	sum := sha256.Sum256(body)
-	tag := `"` + hex.EncodeToString(sum[:16]) + `"`
+// docs serves the OpenAPI document and the page that is made of it. Their headers are their own: the page
+// has a style and a script, and all of them may be kept by clients.
+func docs() endpoint {
+	h := api.DocsHandler()
 	return func(x *exchange) error {
-		h := x.Header()
-		h.Set("Cache-Control", "no-cache")
-		h.Set("Access-Control-Allow-Origin", "*")
-		h.Set("ETag", tag)
-		if strings.Contains(x.r.Header.Get("If-None-Match"), tag) {
-			x.WriteHeader(http.StatusNotModified)
-			return nil
-		}
-		h.Set("Content-Type", contentType)
-		_, _ = x.Write(body) // the client is gone; there is nobody left to tell
+		x.Header().Del("Cache-Control")
+		h.ServeHTTP(x, x.r)
 		return nil
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/syncgram/keyward/api"
 	"github.com/syncgram/keyward/internal/keys"
 )
 
@@ -51,14 +50,18 @@ var anyQuery = []string{anyMethod}
 // two together (C28).
 func (s *Server) routes() []route {
 	const keysPath = "/api/v1/auth/api-keys"
+	docs := docs()
 	return []route{
 		{public, "POST", keysPath, userToken, keys.ActCreate, nil, false, handle(s, readCreate, s.create)},
 		{public, "GET", keysPath, userToken, keys.ActList, []string{"env", "limit", "cursor"}, false, handle(s, readList, s.list)},
 		{public, "POST", keysPath + "/{api_key_id}/revoke", userToken, keys.ActRevoke, nil, false, handle(s, readRevoke, s.revoke)},
 		{public, "POST", keysPath + "/{api_key_id}/roll", userToken, keys.ActRoll, nil, false, handle(s, readRoll, s.roll)},
 
-		{public, "GET", "/openapi.json", open, "", anyQuery, false, document("application/json", api.JSON())},
-		{public, "GET", "/openapi.yaml", open, "", anyQuery, false, document("application/yaml", api.YAML())},
+		{public, "GET", "/openapi.json", open, "", anyQuery, false, docs},
+		{public, "GET", "/openapi.yaml", open, "", anyQuery, false, docs},
+		{public, "GET", "/docs", open, "", anyQuery, false, docs},
+		{public, "GET", "/docs/style.css", open, "", anyQuery, false, docs},
+		{public, "GET", "/docs/docs.js", open, "", anyQuery, false, docs},
 
 		{internal, "POST", "/v1/verify", internalToken, "", nil, true, s.verify},
 		{internal, anyMethod, "/v1/authorize", forwarded, "", anyQuery, true, s.authorize},
