@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/failpoint"
 	"github.com/syncgram/keyward/internal/seal"
 	"github.com/syncgram/keyward/token"
 )
@@ -176,6 +177,7 @@ func (s *Service) write(ctx context.Context, c Call, action Action, targetID str
 		}
 		return s.Refuse(ctx, c, action, targetID, err)
 	}
+	failpoint.Hit("write.committed")
 	return undecided(s.cfg.Barrier.Await(ctx, revision))
 }
 
