@@ -74,6 +74,8 @@ func TestV2Credential(t *testing.T) {
 		{"api key and an empty authorization", "/", []header{{"X-API-Key", secret}, {"Authorization", ""}}, 401},
 		{"two authorizations", "/", []header{{"Authorization", "Bearer " + secret}, {"Authorization", "Bearer " + other}}, 401},
 		{"one authorization twice", "/", []header{{"Authorization", "Bearer " + secret}, {"Authorization", "Bearer " + secret}}, 401},
+		{"two authorizations and an api key", "/", []header{{"Authorization", "Bearer " + secret}, {"Authorization", "Bearer " + secret}, {"X-API-Key", secret}}, 401},
+		{"two api keys and a bearer", "/", []header{{"X-API-Key", secret}, {"X-API-Key", secret}, {"Authorization", "Bearer " + secret}}, 401},
 		{"two in one authorization", "/", []header{{"Authorization", "Bearer " + secret + ", Bearer " + other}}, 401},
 		{"two api keys", "/", []header{{"X-API-Key", secret}, {"X-API-Key", other}}, 401},
 		{"empty api key", "/", []header{{"X-API-Key", ""}, {"Authorization", "Bearer " + secret}}, 401},
