@@ -18,9 +18,6 @@ import (
 var oldestSQLite = [3]int{3, 51, 3}
 
 func openSQLite(ctx context.Context, path string) (_ *engine, err error) {
-	if path == "" || strings.HasPrefix(path, ":memory:") || strings.HasPrefix(path, "file:") {
-		return nil, errors.New("sqlstore: the database URL must be sqlite:PATH with the path of a file")
-	}
 	path, err = prepareFile(path)
 	if err != nil {
 		return nil, err

@@ -138,14 +138,13 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 }
 
 func openEngine(ctx context.Context, o Options) (*engine, error) {
-	scheme, rest, _ := strings.Cut(o.URL, ":")
-	switch scheme {
-	case "sqlite":
-		return openSQLite(ctx, rest)
-	case "postgres", "postgresql":
-		return openPostgres(ctx, o)
+	if err := Check(o); err != nil {
+		return nil, err
 	}
-	return nil, errors.New("sqlstore: the database URL must start with sqlite:, postgres:// or postgresql://")
+	if path, ok := strings.CutPrefix(o.URL, SQLite+":"); ok {
+		return openSQLite(ctx, path)
+	}
+	return openPostgres(ctx, o)
 }
 
 // Close releases the database. Calls that still run fail.

@@ -1,0 +1,124 @@
+// Command keyward issues, lists, rolls, revokes and verifies payment API keys. Start with
+//
+//	keyward dev
+//
+// and see `keyward --help` for the rest.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // the first signal ends the work in order, the second ends the process at once
+	os.Exit(run(ctx, os.Args[1:], os.Environ(), os.Stdin, os.Stdout, os.Stderr))
+}
+
+// Exit codes. verify and audit verify have meanings of their own for 1 and 3; see their help.
+const (
+	exitDone    = 0
+	exitFailed  = 1
+	exitUsage   = 2
+	exitUnknown = 3
+)
+
+// commands is the command line: one field a command, each in a file of its own.
+type commands struct {
+	Dev         devCmd         `cmd:"" help:"Start everything on this machine, with test data and curl lines to paste."`
+	Serve       serveCmd       `cmd:"" help:"Run a server."`
+	Migrate     migrateCmd     `cmd:"" help:"Bring a database's schema up to date."`
+	MasterKey   masterKeyCmd   `cmd:"" help:"Draw a master key, or move a running server to a new one."`
+	Org         orgCmd         `cmd:"" help:"Set, get and list organizations."`
+	Verify      verifyCmd      `cmd:"" help:"Ask whether the secret on the standard input is valid."`
+	Audit       auditCmd       `cmd:"" help:"List, check and export the audit log."`
+	Doctor      doctorCmd      `cmd:"" help:"Check a running server and its settings."`
+	Healthcheck healthcheckCmd `cmd:"" help:"Ask whether a server is ready; the exit code answers."`
+	Token       tokenCmd       `cmd:"" help:"Issue a user's token with the development issuer."`
+	Version     versionCmd     `cmd:"" help:"Print the version."`
+}
+
+// run is the program without the process around it. env has the form of os.Environ.
+func run(ctx context.Context, args, env []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
+	t := newTerminal(env, stdin, stdout, stderr)
+	defer func() {
+		if e, ok := recover().(parserExit); ok {
+			code = int(e)
+		}
+	}()
+	var c commands
+	parser, err := kong.New(&c,
+		kong.Name("keyward"),
+		kong.Description("Keyward issues, lists, rolls, revokes and verifies payment API keys."),
+		kong.Writers(stdout, stderr),
+		kong.Vars{"dev_folder": devFolder},
+		kong.Exit(func(code int) { panic(parserExit(code)) }),
+		kong.Resolvers(environment(env)),
+		kong.ValueFormatter(helpOf),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110, NoExpandSubcommands: len(args) > 0 && args[0] == "--help"}),
+		kong.BindTo(ctx, (*context.Context)(nil)),
+		kong.Bind(t),
+	)
+	if err != nil {
+		panic(err) // the grammar above is wrong
+	}
+	if err := checkEnvironment(parser.Model.Node, env); err != nil {
+		return t.fail(err)
+	}
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	parsed, err := parser.Parse(args)
+	if err != nil {
+		return t.fail(describe(err, args))
+	}
+	return t.fail(parsed.Run())
+}
+
+// parserExit is how kong ends the program after --help.
+type parserExit int
+
+// exitError is an error that has its own exit code.
+type exitError struct {
+	code int
+	err  error // nil = everything has been said
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return "exit " + fmt.Sprint(e.code)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+// wrong is an error in what the user asked for: a flag, a setting or a file it names.
+func wrong(format string, args ...any) error {
+	return &exitError{exitUsage, fmt.Errorf(format, args...)}
+}
+
+// fail prints err, if it is one, as a single line and returns the exit code.
+func (t *terminal) fail(err error) int {
+	if err == nil {
+		return exitDone
+	}
+	code := exitFailed
+	var e *exitError
+	if errors.As(err, &e) {
+		if code = e.code; e.err == nil {
+			return code
+		}
+	}
+	fmt.Fprintln(t.err, "keyward: "+strings.Join(strings.Fields(err.Error()), " "))
+	return code
+}

@@ -1,0 +1,299 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/syncgram/keyward/internal/identity"
+	"github.com/syncgram/keyward/internal/keys"
+	"github.com/syncgram/keyward/internal/seal"
+	"github.com/syncgram/keyward/internal/server"
+	"github.com/syncgram/keyward/internal/sqlstore"
+	"github.com/syncgram/keyward/internal/verify"
+	"github.com/syncgram/keyward/token"
+)
+
+// nodeConfig is what a node is made of, every value checked.
+type nodeConfig struct {
+	listen, internalListen string
+	tls                    server.TLSFiles // Cert empty = no TLS; ClientCA concerns the internal listener
+	corsOrigins            []string
+	internalTokens         []string
+
+	database      sqlstore.Options
+	masterKeyFile string
+	ring          *seal.Ring
+	lease         time.Duration
+
+	authenticator *identity.Authenticator // the node's to close
+	format        token.Format
+
+	requiredRoles     []string
+	requireRegistered bool
+	maxExpiresInDays  int
+	maxOverlap        time.Duration // as in keys.Config
+
+	logger *slog.Logger
+}
+
+// node is one serving process: listeners, doors, domain, verifier and database.
+type node struct {
+	cfg      nodeConfig
+	db       *lateStore
+	verifier *verify.Verifier
+	service  *keys.Service
+	metrics  *server.Metrics
+
+	listeners []*listener
+
+	// notify, when set, is told how the node is, in the words of sd_notify.
+	notify func(state string)
+	// bound, when set, is called once all listeners have their addresses and before they serve.
+	bound func() error
+	// ready, when set, is called once the node is ready. An error ends it.
+	ready func(ctx context.Context) error
+}
+
+// listener is an address with what it serves.
+type listener struct {
+	name    string
+	address string // as asked for; once the node runs, as it is
+	tls     *tls.Config
+	http    *http.Server
+	net     net.Listener
+}
+
+// Times of a node's life.
+const (
+	drainTime   = 15 * time.Second // for requests that run when the node stops
+	sqlitePoll  = time.Second      // nobody else writes to the file, so the loop is woken and polling finds nothing
+	sharedPoll  = 100 * time.Millisecond
+	leastBudget = 30 * time.Second // of a management call
+)
+
+// newNode connects the parts. Nothing runs yet.
+func newNode(cfg nodeConfig) (*node, error) {
+	n := &node{cfg: cfg, metrics: server.NewMetrics(), notify: func(string) {}}
+	cfg.database.Ring, cfg.database.Logger = cfg.ring, cfg.logger
+	n.db = &lateStore{options: cfg.database}
+
+	poll := sharedPoll
+	if n.db.engine() == sqlstore.SQLite {
+		poll = sqlitePoll
+	}
+	var err error
+	n.verifier, err = verify.New(verify.Config{
+		Feed: n.db, Format: cfg.format, Address: cfg.internalListen, Version: buildVersion(), Logger: cfg.logger,
+		Lease: cfg.lease, Poll: min(poll, cfg.lease/4),
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.service, err = keys.NewService(keys.Config{
+		Store: n.db, Ring: cfg.ring, Format: cfg.format, Barrier: n.verifier, Render: server.RenderIssued,
+		RequiredRoles: cfg.requiredRoles, RequireRegistered: cfg.requireRegistered,
+		MaxExpiresInDays: cfg.maxExpiresInDays, MaxOverlap: cfg.maxOverlap, Observe: n.metrics.Act,
+	})
+	if err != nil {
+		return nil, err
+	}
+	budget := max(leastBudget, 2*cfg.lease)
+	doors, err := server.New(server.Config{
+		Service: n.service, Authenticator: cfg.authenticator, Verifier: n.verifier,
+		Operations: &operations{db: n.db, ring: cfg.ring, masterKeyFile: cfg.masterKeyFile, logger: cfg.logger},
+		Format:     cfg.format, InternalTokens: cfg.internalTokens, CORSOrigins: cfg.corsOrigins,
+		Metrics: n.metrics, Logger: cfg.logger, Version: buildVersion(), Budget: budget,
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.metrics.WatchPools(n.db.stats)
+
+	publicTLS, internalTLS, err := tlsConfigs(cfg.tls, cfg.logger)
+	if err != nil {
+		return nil, err
+	}
+	limits := server.Limits{Write: budget + drainTime}
+	n.add("public", cfg.listen, server.NewHTTPServer(doors.Public(), limits, cfg.logger), publicTLS)
+	n.add("internal", cfg.internalListen, server.NewHTTPServer(doors.Internal(), limits, cfg.logger), internalTLS)
+	return n, nil
+}
+
+func (n *node) add(name, address string, s *http.Server, config *tls.Config) {
+	n.listeners = append(n.listeners, &listener{name: name, address: address, http: s, tls: config})
+}
+
+// tlsConfigs returns nothing when there is no certificate.
+func tlsConfigs(files server.TLSFiles, logger *slog.Logger) (public, internal *tls.Config, err error) {
+	if files.Cert == "" {
+		return nil, nil, nil
+	}
+	if internal, err = server.TLSConfig(files, logger); err != nil {
+		return nil, nil, err
+	}
+	files.ClientCA = ""
+	public, err = server.TLSConfig(files, logger)
+	return public, internal, err
+}
+
+// address returns where a listener can be reached. The node must be running.
+func (n *node) address(name string) string {
+	for _, l := range n.listeners {
+		if l.name == name {
+			return l.address
+		}
+	}
+	panic("no listener " + name)
+}
+
+// close releases what the node holds. It does not run any more.
+func (n *node) close() {
+	n.cfg.authenticator.Close()
+	if err := n.db.close(); err != nil {
+		n.cfg.logger.Error("the database could not be closed", "error", err)
+	}
+}
+
+// run serves until ctx ends, then stops in order (R5): it accepts no more, finishes what runs,
+// writes last_used_at and gives the lease back. A database that is away is waited for.
+func (n *node) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if err := n.listen(); err != nil {
+		return err
+	}
+	if n.bound != nil {
+		if err := n.bound(); err != nil {
+			return err
+		}
+	}
+	var serving sync.WaitGroup
+	for _, l := range n.listeners {
+		serving.Go(func() {
+			if err := l.serve(); !errors.Is(err, http.ErrServerClosed) {
+				cancel(fmt.Errorf("the %s listener: %w", l.name, err))
+			}
+		})
+		n.cfg.logger.Info("listening", "listener", l.name, "address", l.address, "tls", l.tls != nil)
+	}
+
+	following, stopFollowing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopFollowing()
+	var follower sync.WaitGroup
+	if err := n.db.open(ctx, n.waiting); err != nil {
+		cancel(err)
+	} else {
+		follower.Go(func() { n.verifier.Run(following) })
+		n.watch(ctx, cancel)
+	}
+
+	n.notify("STOPPING=1")
+	n.shutdown()
+	serving.Wait()
+	stopFollowing() // after the last request: what it wrote had to be acknowledged by this node too
+	follower.Wait()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	n.cfg.logger.Info("stopped")
+	return nil
+}
+
+// listen opens all listeners or none.
+func (n *node) listen() error {
+	for i, l := range n.listeners {
+		var err error
+		if l.net, err = net.Listen("tcp", l.address); err != nil {
+			for _, open := range n.listeners[:i] {
+				_ = open.net.Close()
+			}
+			if errors.Is(err, syscall.EADDRINUSE) {
+				return fmt.Errorf("%s is in use by another program: stop that, or choose another address with --%s", l.address, l.flag())
+			}
+			return fmt.Errorf("the %s listener: %w", l.name, err)
+		}
+		l.address = l.net.Addr().String()
+	}
+	return nil
+}
+
+// flag is the flag that sets the listener's address.
+func (l *listener) flag() string {
+	if l.name == "public" {
+		return "listen"
+	}
+	return l.name + "-listen"
+}
+
+func (l *listener) serve() error {
+	if l.tls == nil {
+		return l.http.Serve(l.net)
+	}
+	l.http.TLSConfig = l.tls
+	return l.http.ServeTLS(l.net, "", "")
+}
+
+// waiting says that the database is away.
+func (n *node) waiting(err error, pause time.Duration) {
+	n.cfg.logger.Warn("waiting for the database; not ready until it answers", "error", err, "in", pause.String())
+	n.notify("STATUS=waiting for the database\nEXTEND_TIMEOUT_USEC=30000000")
+}
+
+// watchEvery is how often a node looks whether it is still ready, to say so.
+const watchEvery = 250 * time.Millisecond
+
+// watch says when the node becomes ready and when it no longer is, until ctx ends.
+func (n *node) watch(ctx context.Context, cancel context.CancelCauseFunc) {
+	began := time.Now()
+	was := false
+	pause := 5 * time.Millisecond // the first time comes soon and is waited for
+	for announced := false; ctx.Err() == nil; {
+		err := n.verifier.Ready()
+		switch is := err == nil; {
+		case is && !was:
+			was = true
+			n.cfg.logger.Info("ready", "database", n.db.engine(), "revision", n.verifier.Stats().Revision, "after", time.Since(began).Round(time.Millisecond).String())
+			n.notify("READY=1\nSTATUS=ready")
+			if pause = watchEvery; !announced && n.ready != nil {
+				if err := n.ready(ctx); err != nil {
+					cancel(err)
+				}
+			}
+			announced = true
+		case !is && was:
+			was = false
+			n.cfg.logger.Error("not ready", "reason", err.Error())
+			n.notify("STATUS=not ready: " + strings.ReplaceAll(err.Error(), "\n", " "))
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+// shutdown ends the listeners within drainTime.
+func (n *node) shutdown() {
+	n.cfg.logger.Info("stopping")
+	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	var stopping sync.WaitGroup
+	for _, l := range n.listeners {
+		stopping.Go(func() {
+			if err := l.http.Shutdown(ctx); err != nil {
+				n.cfg.logger.Warn("requests were cut off", "listener", l.name, "error", err)
+				_ = l.http.Close()
+			}
+		})
+	}
+	stopping.Wait()
+}

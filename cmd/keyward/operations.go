@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/keys"
+	"github.com/syncgram/keyward/internal/seal"
+	"github.com/syncgram/keyward/internal/server"
+	"github.com/syncgram/keyward/internal/sqlstore"
+)
+
+// operations is what operators ask of a running node: server.Operations.
+type operations struct {
+	db            *lateStore
+	ring          *seal.Ring
+	masterKeyFile string
+	logger        *slog.Logger
+
+	rotating sync.Mutex
+}
+
+// Audit implements server.Operations.
+func (o *operations) Audit(ctx context.Context, q server.AuditQuery) ([]keys.AuditEntry, error) {
+	return with(o.db, func(s *sqlstore.Store) ([]keys.AuditEntry, error) {
+		return s.Audit(ctx, q.After, q.Limit, sqlstore.AuditFilter{OrganizationID: q.OrganizationID, TargetID: q.TargetID})
+	})
+}
+
+// VerifyAudit implements server.Operations.
+func (o *operations) VerifyAudit(ctx context.Context) (keys.AuditReport, error) {
+	return with(o.db, func(s *sqlstore.Store) (keys.AuditReport, error) {
+		return s.VerifyAudit(ctx, o.log("checking the audit log"))
+	})
+}
+
+// Rotate implements server.Operations.
+func (o *operations) Rotate(ctx context.Context, op keys.Operator) (api.Reseal, error) {
+	s, err := o.db.opened()
+	if err != nil {
+		return api.Reseal{}, err
+	}
+	if !o.rotating.TryLock() {
+		return api.Reseal{}, &keys.Error{Code: api.Unavailable, Detail: "A rotation is running already; ask again when it is done."}
+	}
+	defer o.rotating.Unlock()
+	if err := o.ring.Reload(o.masterKeyFile); err != nil {
+		o.logger.Error("the master key file cannot be used; nothing was changed", "error", err)
+		return api.Reseal{}, &keys.Error{Code: api.Unavailable, Detail: "The master key file cannot be used, and nothing was changed; the server's log says why."}
+	}
+	r, err := s.Reseal(ctx, o.log("sealing every row anew"))
+	if err != nil {
+		return api.Reseal{}, err
+	}
+	for _, what := range r.Refused {
+		o.logger.Error("a row whose seal is bad was not sealed anew", "row", what)
+	}
+	answer := api.Reseal{MasterKeyID: o.ring.Current(), RowsResealed: r.Keys + r.Organizations, AuditResealed: r.AuditEntries}
+	for _, kept := range r.KeptAnswers {
+		answer.KeptAnswers += kept
+	}
+	for _, id := range o.ring.KeyIDs()[1:] {
+		if r.Left == 0 && r.KeptAnswers[id] == 0 {
+			answer.RetireableKeyIDs = append(answer.RetireableKeyIDs, id)
+		}
+	}
+	slices.Sort(answer.RetireableKeyIDs)
+	now, err := s.Now(ctx)
+	if err != nil {
+		return api.Reseal{}, err
+	}
+	err = s.Record(ctx, keys.AuditEntry{
+		At: now, Actor: "operator", Action: keys.ActReseal, Outcome: keys.Done,
+		Detail:        fmt.Sprintf("master_key=%s rows=%d audit_entries=%d left=%d", answer.MasterKeyID, answer.RowsResealed, answer.AuditResealed, r.Left),
+		RemoteAddress: op.RemoteAddress, RequestID: op.RequestID,
+	})
+	return answer, err
+}
+
+// log reports progress, a line each tenth.
+func (o *operations) log(what string) func(done, total int64) {
+	var tenth int64
+	return func(done, total int64) {
+		if total > 0 && done*10/total > tenth {
+			tenth = done * 10 / total
+			o.logger.Info(what, "done", done, "of", total)
+		}
+	}
+}
+
+// Checks implements server.Operations.
+func (o *operations) Checks(ctx context.Context) ([]api.Check, error) {
+	found, err := with(o.db, func(s *sqlstore.Store) ([]sqlstore.Finding, error) { return s.Durability(ctx) })
+	if err != nil {
+		return nil, err
+	}
+	checks := make([]api.Check, 0, len(found)+1)
+	for _, f := range found {
+		c := api.Check{Name: f.Name, Status: "ok", Detail: f.Value}
+		if !f.OK {
+			c.Status, c.Detail = "warn", f.Value+": "+f.Advice
+			if f.Value == "" {
+				c.Detail = f.Advice
+			}
+		}
+		checks = append(checks, c)
+	}
+	file := api.Check{Name: "master key file", Status: "ok", Detail: "current key " + o.ring.Current()}
+	switch ring, err := seal.Load(o.masterKeyFile); {
+	case err != nil:
+		o.logger.ErrorContext(ctx, "the master key file cannot be used any more", "error", err)
+		file.Status, file.Detail = "fail", "cannot be used any more; the next start will fail, and the server's log says why"
+	case ring.Current() != o.ring.Current():
+		file.Status, file.Detail = "warn", "has a new first key "+ring.Current()+": run `keyward master-key rotate`"
+	}
+	return append(checks, file), nil
+}
+
+// Engine implements server.Operations.
+func (o *operations) Engine() string { return o.db.engine() }
