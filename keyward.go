@@ -226,8 +226,11 @@ type Verifier interface {
 	Verify(ctx context.Context, req VerifyRequest) (Verdict, error)
 }
 
-// connectedAccountID is the form of an organization's id. What has another form names no
-// account, so it is refused without asking.
+// notAnAccount stands for whatever cannot name an account: no organization has this id. Keyward still
+// judges the secret first, so that an unknown one is unknown here too.
+const notAnAccount = "-"
+
+// connectedAccountID is the form of an organization's id.
 var connectedAccountID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$`)
 
 // Verify asks whether a secret is good at this moment. A refusal is a verdict, not an error.
@@ -245,7 +248,7 @@ func (c *Client) Verify(ctx context.Context, req VerifyRequest) (Verdict, error)
 	case !possibleSecret(req.Secret):
 		return Verdict{Reason: ReasonMalformed}, nil
 	case req.ConnectedAccountID != "" && !connectedAccountID.MatchString(req.ConnectedAccountID):
-		return Verdict{Reason: ReasonConnectedAccountForbidden}, nil
+		req.ConnectedAccountID = notAnAccount
 	}
 	body, err := json.Marshal(api.VerifyKey{Key: req.Secret, ConnectedAccountID: req.ConnectedAccountID, Env: req.Env})
 	if err != nil {
@@ -406,7 +409,7 @@ func (a answer) verdict(req VerifyRequest) (Verdict, error) {
 	if v.Valid && (v.APIKeyID == "" || v.OrganizationID == "" ||
 		v.Env != Live && v.Env != Test ||
 		req.Env != "" && v.Env != req.Env ||
-		v.ConnectedAccountID != req.ConnectedAccountID) {
+		v.ConnectedAccountID != req.ConnectedAccountID || v.ConnectedAccountID == notAnAccount) {
 		return Verdict{}, errNoVerdict
 	}
 	return v, nil

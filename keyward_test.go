@@ -218,7 +218,8 @@ func TestV1Verdicts(t *testing.T) {
 		{"test, payments disabled", keyward.VerifyRequest{Secret: test}, keyward.Verdict{Valid: true, Reason: keyward.ReasonValid, Identity: testIdentity}},
 		{"narrowed", keyward.VerifyRequest{Secret: live, ConnectedAccountID: "acct_1"}, keyward.Verdict{Valid: true, Reason: keyward.ReasonValid, Identity: narrowed}},
 		{"another's account", keyward.VerifyRequest{Secret: live, ConnectedAccountID: "acct_2"}, keyward.Verdict{Reason: keyward.ReasonConnectedAccountForbidden, Identity: liveIdentity}},
-		{"no account's form", keyward.VerifyRequest{Secret: live, ConnectedAccountID: "acct 1"}, keyward.Verdict{Reason: keyward.ReasonConnectedAccountForbidden}},
+		{"no account's form", keyward.VerifyRequest{Secret: live, ConnectedAccountID: "acct 1"}, keyward.Verdict{Reason: keyward.ReasonConnectedAccountForbidden, Identity: liveIdentity}},
+		{"no account's form and unknown", keyward.VerifyRequest{Secret: newSecret(t, token.Live), ConnectedAccountID: "acct 1"}, keyward.Verdict{Reason: keyward.ReasonUnknown}},
 		{"wrong environment", keyward.VerifyRequest{Secret: live, Env: "test"}, keyward.Verdict{Reason: keyward.ReasonEnvironmentMismatch, Identity: liveIdentity}},
 		{"unknown", keyward.VerifyRequest{Secret: newSecret(t, token.Live)}, keyward.Verdict{Reason: keyward.ReasonUnknown}},
 		{"revoked", keyward.VerifyRequest{Secret: refused["revoked"]}, keyward.Verdict{Reason: keyward.ReasonRevoked, Identity: other}},
@@ -387,9 +388,9 @@ func TestV7FailsClosedWithoutTheSecret(t *testing.T) {
 		"odd expiry":        answer(200, with("expires_at", "soon")),
 		"other account":     answer(200, with("connected_account_id", "acct_9")),
 		"no account":        answer(200, without("connected_account_id")),
-		"redirect 302":      http.RedirectHandler(redirected.URL+"/v1/verify", 302).ServeHTTP,
-		"redirect 307":      http.RedirectHandler(redirected.URL+"/v1/verify", 307).ServeHTTP,
-		"redirect 308":      http.RedirectHandler(redirected.URL+"/v1/verify", 308).ServeHTTP,
+		"redirect 302":      http.RedirectHandler(redirected.URL+"/v1/verify", http.StatusFound).ServeHTTP,
+		"redirect 307":      http.RedirectHandler(redirected.URL+"/v1/verify", http.StatusTemporaryRedirect).ServeHTTP,
+		"redirect 308":      http.RedirectHandler(redirected.URL+"/v1/verify", http.StatusPermanentRedirect).ServeHTTP,
 		"echo":              func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) },
 		"echo as an error": func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("X-Echo", r.Header.Get("Authorization"))

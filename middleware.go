@@ -42,9 +42,9 @@ func logErrors(r *http.Request, _ Verdict, err error) {
 // Middleware returns a wrapper that lets a request through to the handler only with an API key
 // that v says is valid, and with the key's [Identity] in its context (see [FromContext]).
 //
-// The secret is taken from Authorization: Bearer, from HTTP Basic as the user name (any password), or from
-// X-API-Key. A request with two of them that differ, with a header of these twice, or with a
-// secret in its URL is refused (V2). X-Connected-Account-ID narrows the request to a connected
+// The secret is taken from Authorization: Bearer, from HTTP Basic as the user name without a
+// password, or from X-API-Key. A request with two that differ, with several Authorization headers,
+// or with a secret in its URL is refused (V2). X-Connected-Account-ID narrows the request to a connected
 // account of the key's organization (V3).
 //
 // Refusals are application/problem+json (RFC 9457):
@@ -77,12 +77,9 @@ func (g *guard) serve(w http.ResponseWriter, r *http.Request, next http.Handler)
 		refuse(w, r, unauthorized)
 		return
 	}
-	account, ok := connectedAccount(r.Header)
-	if !ok {
-		refuse(w, r, forbidden)
-		return
-	}
-	verdict, err := g.verifier.Verify(r.Context(), VerifyRequest{Secret: secret, ConnectedAccountID: account, Env: g.env})
+	verdict, err := g.verifier.Verify(r.Context(), VerifyRequest{
+		Secret: secret, ConnectedAccountID: connectedAccount(r.Header), Env: g.env,
+	})
 	g.observe(r, verdict, err)
 	switch {
 	case err != nil:
@@ -100,53 +97,53 @@ func (g *guard) serve(w http.ResponseWriter, r *http.Request, next http.Handler)
 
 // credential returns the one secret that the headers carry.
 func credential(h http.Header) (secret string, ok bool) {
-	authorization, apiKey := h.Values("Authorization"), h.Values("X-Api-Key")
-	if len(authorization) > 1 || len(apiKey) > 1 {
+	switch values := h.Values("Authorization"); len(values) {
+	case 0:
+	case 1:
+		if secret = authorized(values[0]); secret == "" {
+			return "", false
+		}
+	default:
 		return "", false
 	}
-	if len(apiKey) == 1 {
-		secret = strings.Trim(apiKey[0], " \t")
+	for _, v := range h.Values("X-Api-Key") {
 		if secret == "" {
+			secret = v
+		}
+		if v == "" || v != secret {
 			return "", false
 		}
-	}
-	if len(authorization) == 1 {
-		other, ok := authorized(authorization[0])
-		if !ok || len(apiKey) == 1 && other != secret {
-			return "", false
-		}
-		secret = other
 	}
 	return secret, secret != ""
 }
 
-// authorized returns the secret in the value of an Authorization header (RFC 9110 section 11.4).
-func authorized(value string) (secret string, ok bool) {
+// authorized returns the secret in the value of an Authorization header (RFC 9110 section 11.4), or
+// nothing. A user name comes without a password (RFC 7617).
+func authorized(value string) string {
 	scheme, rest, _ := strings.Cut(value, " ")
 	switch {
 	case strings.EqualFold(scheme, "Bearer"):
-		secret = strings.Trim(rest, " ")
+		return strings.Trim(rest, " ")
 	case strings.EqualFold(scheme, "Basic"):
 		r := http.Request{Header: http.Header{"Authorization": {value}}}
-		secret, _, ok = r.BasicAuth()
-		if !ok {
-			return "", false
+		if user, password, ok := r.BasicAuth(); ok && password == "" {
+			return user
 		}
 	}
-	return secret, secret != ""
+	return ""
 }
 
 // connectedAccount returns the account that the headers narrow the request to, or nothing. An
-// empty header is refused: the caller meant an account, and must not reach the organization's
-// own data instead.
-func connectedAccount(h http.Header) (id string, ok bool) {
-	switch values := h.Values("X-Connected-Account-Id"); len(values) {
-	case 0:
-		return "", true
-	case 1:
-		return values[0], values[0] != ""
+// empty header and several name no account, which is refused: the caller meant one, and must not reach
+// the organization's own data instead.
+func connectedAccount(h http.Header) string {
+	switch values := h.Values("X-Connected-Account-Id"); {
+	case len(values) == 0:
+		return ""
+	case len(values) == 1 && values[0] != "":
+		return values[0]
 	default:
-		return "", false
+		return notAnAccount
 	}
 }
 
@@ -194,7 +191,7 @@ func withoutIdentity(h http.Header) http.Header {
 var (
 	unauthorized = api.Problem{
 		Title: "Invalid token", Status: http.StatusUnauthorized, Code: api.InvalidToken,
-		Detail: "Send a valid API key as Authorization: Bearer, as the user name of HTTP Basic or as X-API-Key; one of them, once, and never in the URL.",
+		Detail: "Send a valid API key as Authorization: Bearer, as the user name of HTTP Basic or as X-API-Key; one of them, and never in the URL.",
 	}
 	forbidden = api.Problem{
 		Title: "Connected account", Status: http.StatusForbidden, Code: api.ConnectedAccount,

@@ -59,11 +59,11 @@ func TestV2Credential(t *testing.T) {
 		{"bearer, lower case", "/", []header{{"authorization", "bearer " + secret}}, 200},
 		{"bearer, two spaces", "/", []header{{"Authorization", "BEARER  " + secret + " "}}, 200},
 		{"basic, no password", "/", []header{{"Authorization", basic(secret, "")}}, 200},
-		{"basic, any password", "/", []header{{"Authorization", basic(secret, "x")}}, 200},
 		{"basic, lower case", "/", []header{{"Authorization", strings.Replace(basic(secret, ""), "Basic", "basic", 1)}}, 200},
 		{"api key", "/", []header{{"X-API-Key", secret}}, 200},
 		{"api key and the same bearer", "/", []header{{"X-API-Key", secret}, {"Authorization", "Bearer " + secret}}, 200},
 		{"api key and the same basic", "/", []header{{"X-API-Key", secret}, {"Authorization", basic(secret, "")}}, 200},
+		{"one api key twice", "/", []header{{"X-API-Key", secret}, {"X-API-Key", secret}}, 200},
 		{"harmless query", "/?limit=3&q=sk_live_&note=%zz", []header{{"X-API-Key", secret}}, 200},
 
 		{"none", "/", nil, 401},
@@ -75,13 +75,14 @@ func TestV2Credential(t *testing.T) {
 		{"two authorizations", "/", []header{{"Authorization", "Bearer " + secret}, {"Authorization", "Bearer " + other}}, 401},
 		{"one authorization twice", "/", []header{{"Authorization", "Bearer " + secret}, {"Authorization", "Bearer " + secret}}, 401},
 		{"two authorizations and an api key", "/", []header{{"Authorization", "Bearer " + secret}, {"Authorization", "Bearer " + secret}, {"X-API-Key", secret}}, 401},
-		{"two api keys and a bearer", "/", []header{{"X-API-Key", secret}, {"X-API-Key", secret}, {"Authorization", "Bearer " + secret}}, 401},
+		{"two api keys and a bearer", "/", []header{{"X-API-Key", secret}, {"X-API-Key", other}, {"Authorization", "Bearer " + secret}}, 401},
 		{"two in one authorization", "/", []header{{"Authorization", "Bearer " + secret + ", Bearer " + other}}, 401},
 		{"two api keys", "/", []header{{"X-API-Key", secret}, {"X-API-Key", other}}, 401},
 		{"empty api key", "/", []header{{"X-API-Key", ""}, {"Authorization", "Bearer " + secret}}, 401},
 		{"no scheme", "/", []header{{"Authorization", secret}}, 401},
 		{"scheme alone", "/", []header{{"Authorization", "Bearer"}}, 401},
 		{"empty bearer", "/", []header{{"Authorization", "Bearer  "}}, 401},
+		{"basic, with a password", "/", []header{{"Authorization", basic(secret, "x")}}, 401},
 		{"basic, as password", "/", []header{{"Authorization", basic("", secret)}}, 401},
 		{"basic, not base64", "/", []header{{"Authorization", "Basic !" + secret}}, 401},
 		{"basic, no colon", "/", []header{{"Authorization", "Basic " + base64.StdEncoding.EncodeToString([]byte(secret))}}, 401},
@@ -237,8 +238,10 @@ func TestV3ConnectedAccount(t *testing.T) {
 			}
 		})
 	}
-	if w := serve(h, newSecret(t, token.Live), name, "acct_1"); w.Code != 401 {
-		t.Errorf("a child's id beside an unknown key: status %d", w.Code)
+	for _, id := range []string{"acct_1", "acct_3", "", "-", "acct 1"} { // the key comes first
+		if w := serve(h, newSecret(t, token.Live), name, id); w.Code != 401 {
+			t.Errorf("account %q beside an unknown key: status %d", id, w.Code)
+		}
 	}
 }
 
