@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/getkin/kin-openapi/openapi3"
@@ -352,6 +353,22 @@ func TestTransparency(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Exchanges are checked side by side, as a test of concurrent creates makes them.
+func TestConcurrentExchanges(t *testing.T) {
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			if got := verified(`{"valid":false,"reason":"unknown"}`).run(); len(got) > 0 {
+				t.Errorf("failures %q", got)
+			}
+			if got := verified(`{"valid":false,"reason":"valid"}`).run(); len(got) != 1 {
+				t.Errorf("failures %q, want one", got)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // V7: what a failure says holds no query, no body and no header, which may hold a secret.
