@@ -121,7 +121,6 @@ type section struct{ ID, Title, Description string }
 
 type listener struct {
 	Name   string
-	Server string
 	Groups []group
 }
 
