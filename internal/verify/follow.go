@@ -188,7 +188,7 @@ func (v *Verifier) load(ctx context.Context) error {
 		}
 	}
 	v.view.Store(&view{index: ix, applied: revision})
-	v.cfg.Logger.Info("keys loaded", "keys", ix.keyCount.Load(), "organizations", ix.organizationCount.Load(), "revision", revision, "took", time.Since(began).Round(time.Millisecond))
+	v.cfg.Logger.Info("keys loaded", "keys", ix.keyCount.Load(), "organizations", ix.organizationCount.Load(), "revision", revision, "took", time.Since(began).Round(time.Millisecond).String())
 	return nil
 }
 
