@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"regexp"
 	"strings"
 	"syscall"
 
@@ -51,37 +52,50 @@ type commands struct {
 func run(ctx context.Context, args, env []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
 	t := newTerminal(env, stdin, stdout, stderr)
 	defer func() {
-		if e, ok := recover().(parserExit); ok {
-			code = int(e)
+		if thrown := recover(); thrown != nil {
+			exit, ok := thrown.(parserExit)
+			if !ok {
+				panic(thrown)
+			}
+			code = int(exit)
 		}
 	}()
-	var c commands
-	parser, err := kong.New(&c,
+	parsed, err := parse(ctx, new(commands), args, t)
+	if err != nil {
+		return t.fail(err)
+	}
+	return t.fail(parsed.Run())
+}
+
+// parse reads the command line and the environment into c. For --help it prints and throws a
+// parserExit.
+func parse(ctx context.Context, c *commands, args []string, t *terminal) (*kong.Context, error) {
+	parser, err := kong.New(c,
 		kong.Name("keyward"),
 		kong.Description("Keyward issues, lists, rolls, revokes and verifies payment API keys."),
-		kong.Writers(stdout, stderr),
+		kong.Writers(t.out, t.err),
 		kong.Vars{"dev_folder": devFolder},
 		kong.Exit(func(code int) { panic(parserExit(code)) }),
-		kong.Resolvers(environment(env)),
+		kong.Resolvers(environment(t.env)),
 		kong.ValueFormatter(helpOf),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110, NoExpandSubcommands: len(args) > 0 && args[0] == "--help"}),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 110}),
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.Bind(t),
 	)
 	if err != nil {
 		panic(err) // the grammar above is wrong
 	}
-	if err := checkEnvironment(parser.Model.Node, env); err != nil {
-		return t.fail(err)
+	if err := checkEnvironment(parser.Model.Node, t.env); err != nil {
+		return nil, err
 	}
 	if len(args) == 0 {
 		args = []string{"--help"}
 	}
 	parsed, err := parser.Parse(args)
 	if err != nil {
-		return t.fail(describe(err, args))
+		return nil, describe(err, args)
 	}
-	return t.fail(parsed.Run())
+	return parsed, nil
 }
 
 // parserExit is how kong ends the program after --help.
@@ -119,6 +133,10 @@ func (t *terminal) fail(err error) int {
 			return code
 		}
 	}
-	fmt.Fprintln(t.err, "keyward: "+strings.Join(strings.Fields(err.Error()), " "))
+	line := strings.Join(strings.Fields(err.Error()), " ")
+	fmt.Fprintln(t.err, "keyward: "+packageNames.ReplaceAllString(line, ""))
 	return code
 }
+
+// packageNames stand before errors for a programmer; whoever runs a command has no use for them.
+var packageNames = regexp.MustCompile(`\b(sqlstore|seal|identity|token|keys|server|verify|keyward): `)
