@@ -134,9 +134,9 @@ func (t *terminal) fail(err error) int {
 		}
 	}
 	line := strings.Join(strings.Fields(err.Error()), " ")
-	fmt.Fprintln(t.err, "keyward: "+packageNames.ReplaceAllString(line, ""))
+	fmt.Fprintln(t.err, "keyward: "+packageNames.ReplaceAllString(line, "$1"))
 	return code
 }
 
 // packageNames stand before errors for a programmer; whoever runs a command has no use for them.
-var packageNames = regexp.MustCompile(`\b(sqlstore|seal|identity|token|keys|server|verify|keyward): `)
+var packageNames = regexp.MustCompile(`(^| )(?:sqlstore|seal|identity|token|keys|server|verify): `)

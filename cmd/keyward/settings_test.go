@@ -220,7 +220,7 @@ func TestR3Wrong(t *testing.T) {
 		"secret prefix":          {with("--secret-prefix=S_K"), nil, "--secret-prefix (KEYWARD_SECRET_PREFIX): "},
 		"CORS origin":            {with("--cors-origins=https://a/"), nil, "CORS origin"},
 		"TLS without key":        {with("--tls-cert-file=x"), nil, "goes with --tls-key-file (KEYWARD_TLS_KEY_FILE)"},
-		"TLS files not there":    {with("--tls-cert-file=" + filepath.Join(dir, "c"), "--tls-key-file=" + filepath.Join(dir, "k")), nil, "TLS"},
+		"TLS files not there":    {with("--tls-cert-file="+filepath.Join(dir, "c"), "--tls-key-file="+filepath.Join(dir, "k")), nil, "TLS"},
 		"client CA without TLS":  {with("--internal-client-ca-file=x"), nil, "--internal-client-ca-file (KEYWARD_INTERNAL_CLIENT_CA_FILE) needs"},
 		"open to the network":    {with("--internal-listen=0.0.0.0:0"), nil, "--internal-token-file (KEYWARD_INTERNAL_TOKEN_FILE) is required unless"},
 		"open to every network":  {with("--internal-listen=:0"), nil, "--internal-token-file (KEYWARD_INTERNAL_TOKEN_FILE) is required unless"},
