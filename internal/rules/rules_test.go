@@ -262,3 +262,61 @@ func TestEveryContractLineIsNamed(t *testing.T) {
 		}
 	}
 }
+
+// What DESIGN.md and THREATS.md say a test holds is held by a test of that name.
+func TestDocumentsNameRealTests(t *testing.T) {
+	defined := map[string]bool{}
+	for _, f := range goFiles(t) {
+		for _, d := range f.ast.Decls {
+			if fn, ok := d.(*ast.FuncDecl); ok && f.test {
+				defined[fn.Name.Name] = true
+			}
+		}
+	}
+	name := regexp.MustCompile("`(Test[A-Za-z0-9]+)`")
+	for _, doc := range []string{"DESIGN.md", "THREATS.md", "README.md", "docs/operations.md"} {
+		b, err := os.ReadFile(filepath.Join(root, doc))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range name.FindAllStringSubmatch(string(b), -1) {
+			if !defined[m[1]] {
+				t.Errorf("%s names %s, which does not exist", doc, m[1])
+			}
+		}
+	}
+}
+
+// R2: the README's test command is what CI runs, and no test is skipped in silence.
+func TestR2OneTestCommand(t *testing.T) {
+	read := func(p string) string {
+		b, err := os.ReadFile(filepath.Join(root, p))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	if !strings.Contains(read("README.md"), "\n    ./test.sh\n") {
+		t.Error("the README does not give the test command")
+	}
+	if !strings.HasSuffix(read(".ci/run"), "\nexec ./test.sh\n") {
+		t.Error(".ci/run does not run the README's test command")
+	}
+	for _, f := range goFiles(t) {
+		ast.Inspect(f.ast, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok {
+				return true
+			}
+			s, ok := call.Fun.(*ast.SelectorExpr)
+			if !ok || !strings.HasPrefix(s.Sel.Name, "Skip") {
+				return true
+			}
+			// A skip inside a random model means "this step does not apply", not "not tested".
+			if x, ok := s.X.(*ast.Ident); ok && (x.Name == "t" || x.Name == "b" || x.Name == "tb") {
+				t.Errorf("%s skips a test", f.set.Position(n.Pos()))
+			}
+			return true
+		})
+	}
+}
