@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -53,7 +54,7 @@ func measure(ctx context.Context, o options, n int, progress io.Writer) (results
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	}
-	keyward, err := start(ctx, "serve-keyward", []string{"--keys", strconv.Itoa(n), "--dir", dir, "--profile", o.profile}, nil, progress)
+	keyward, err := start(ctx, "serve-keyward", []string{"--keys", strconv.Itoa(n), "--dir", dir, "--profile", o.profileOf("keyward")}, nil, progress)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +67,7 @@ func measure(ctx context.Context, o options, n int, progress io.Writer) (results
 			return nil, err
 		}
 	}
-	floor, err := start(ctx, "serve-floor", nil, answers, progress)
+	floor, err := start(ctx, "serve-floor", []string{"--profile", o.profileOf("floor")}, answers, progress)
 	if err != nil {
 		return nil, err
 	}
@@ -82,6 +83,14 @@ func measure(ctx context.Context, o options, n int, progress io.Writer) (results
 		results = append(results, r)
 	}
 	return results, nil
+}
+
+// profileOf is where a server's profile goes, if anywhere.
+func (o *options) profileOf(server string) string {
+	if o.profile == "" {
+		return ""
+	}
+	return filepath.Join(o.profile, server+".pprof")
 }
 
 // capture asks once and returns the answer, for the floor to repeat.

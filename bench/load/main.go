@@ -79,7 +79,7 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	f.IntVar(&o.connections, "connections", 64, "connections that are kept busy, 1 to 1024")
 	f.StringVar(&o.output, "output", "table", "table or json")
 	f.StringVar(&o.dir, "dir", "", "`folder` that keeps the databases for the next run; without it they are deleted")
-	f.StringVar(&o.profile, "profile", "", "`file` for a CPU profile of the server; with several --keys, of the last")
+	f.StringVar(&o.profile, "profile", "", "`folder` for CPU profiles of both servers; with several --keys, the last ones stay")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -99,6 +99,12 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	if fault != "" {
 		fmt.Fprintln(stderr, "load: "+fault)
 		return o, errors.New(fault)
+	}
+	if o.profile != "" {
+		if err := os.MkdirAll(o.profile, 0o755); err != nil {
+			fmt.Fprintln(stderr, "load: --profile:", err)
+			return o, err
+		}
 	}
 	if len(o.keys) == 0 {
 		o.keys = counts{1000}

@@ -43,7 +43,13 @@ type sameAnswer struct {
 
 // serveFloor is net/http with nothing behind it: it reads the request's body and writes the bytes
 // it was given for the path. Its settings are net/http's own, no deadlines.
-func serveFloor(_ []string, stdin io.Reader, stdout, _ io.Writer) error {
+func serveFloor(args []string, stdin io.Reader, stdout, stderr io.Writer) (err error) {
+	f := flag.NewFlagSet("serve-floor", flag.ContinueOnError)
+	f.SetOutput(stderr)
+	profile := f.String("profile", "", "file for a CPU profile")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
 	in := bufio.NewReader(stdin)
 	line, err := in.ReadBytes('\n')
 	if err != nil {
@@ -53,7 +59,17 @@ func serveFloor(_ []string, stdin io.Reader, stdout, _ io.Writer) error {
 	if err := json.Unmarshal(line, &answers); err != nil {
 		return err
 	}
-	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	stopProfile, err := startProfile(*profile)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stopProfile()) }()
+	return serveUntilTold(&http.Server{Handler: floor(answers)}, started{}, in, stdout)
+}
+
+// floor is the handler with nothing behind it.
+func floor(answers map[string]sameAnswer) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a, ok := answers[r.URL.Path]
 		if !ok {
 			w.WriteHeader(http.StatusNotFound)
@@ -72,7 +88,6 @@ func serveFloor(_ []string, stdin io.Reader, stdout, _ io.Writer) error {
 		w.WriteHeader(http.StatusOK)
 		_, _ = w.Write(a.Body) // a client that is gone shows in its own count
 	})
-	return serveUntilTold(&http.Server{Handler: handler, ReadHeaderTimeout: 0}, started{}, in, stdout)
 }
 
 // serveKeyward is the internal listener over a database, put together as the binary does.
@@ -94,49 +109,74 @@ func serveKeyward(args []string, stdin io.Reader, stdout, stderr io.Writer) (err
 	defer func() { err = errors.Join(err, d.store.Close()) }()
 
 	logger := slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-	v, err := verify.New(verify.Config{Feed: d.store, Format: d.format, Logger: logger})
+	began := time.Now()
+	handler, stop, err := d.internal(ctx, logger)
 	if err != nil {
 		return err
+	}
+	defer stop()
+	fmt.Fprintf(stderr, "%d keys loaded into memory in %v\n", *n, time.Since(began).Round(time.Millisecond))
+	stopProfile, err := startProfile(*profile)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stopProfile()) }()
+	srv := server.NewHTTPServer(handler, server.Limits{}, logger)
+	return serveUntilTold(srv, started{Sample: d.sample}, bufio.NewReader(stdin), stdout)
+}
+
+// startProfile writes a CPU profile to the file, unless its name is empty, until it is stopped.
+func startProfile(name string) (stop func() error, err error) {
+	if name == "" {
+		return func() error { return nil }, nil
+	}
+	file, err := os.Create(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := pprof.StartCPUProfile(file); err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return func() error { pprof.StopCPUProfile(); return file.Close() }, nil
+}
+
+// internal returns the internal listener's handler once it decides from memory. stop ends what keeps that
+// memory current.
+func (d *seeded) internal(ctx context.Context, logger *slog.Logger) (_ http.Handler, stop func(), err error) {
+	v, err := verify.New(verify.Config{Feed: d.store, Format: d.format, Logger: logger})
+	if err != nil {
+		return nil, nil, err
 	}
 	metrics := server.NewMetrics()
 	service, err := keys.NewService(keys.Config{
 		Store: d.store, Ring: d.ring, Format: d.format, Barrier: v, Observe: metrics.Act, Render: server.RenderIssued,
 	})
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	doors, err := server.New(server.Config{
 		Service: service, Authenticator: nobody{}, Verifier: v, Operations: operations{d.store.Engine()},
 		Format: d.format, Metrics: metrics, Logger: logger, Version: "bench",
 	})
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
+	ctx, cancel := context.WithCancel(ctx)
 	following := make(chan struct{})
 	go func() { defer close(following); v.Run(ctx) }()
-	defer func() { cancel(); <-following }()
-	began := time.Now()
-	for v.Ready() != nil {
-		if time.Since(began) > 5*time.Minute {
-			return fmt.Errorf("the keys were not loaded in five minutes: %w", v.Ready())
+	stop = func() { cancel(); <-following }
+	for deadline := time.Now().Add(loadPatience); v.Ready() != nil; {
+		if time.Now().After(deadline) {
+			stop()
+			return nil, nil, fmt.Errorf("the keys were not loaded in %v: %w", loadPatience, v.Ready())
 		}
 		<-time.After(time.Millisecond)
 	}
-	fmt.Fprintf(stderr, "%d keys loaded into memory in %v\n", *n, time.Since(began).Round(time.Millisecond))
-	if *profile != "" {
-		file, err := os.Create(*profile)
-		if err != nil {
-			return err
-		}
-		defer file.Close()
-		if err := pprof.StartCPUProfile(file); err != nil {
-			return err
-		}
-		defer pprof.StopCPUProfile()
-	}
-	srv := server.NewHTTPServer(doors.Internal(), server.Limits{}, logger)
-	return serveUntilTold(srv, started{Sample: d.sample}, bufio.NewReader(stdin), stdout)
+	return doors.Internal(), stop, nil
 }
+
+// loadPatience is how long the keys may take to be read into memory.
+const loadPatience = 5 * time.Minute
 
 // nobody lets no user in: the load is on the internal listener.
 type nobody struct{}
