@@ -1,0 +1,315 @@
+package sqlstore_test
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"errors"
+	"io"
+	"net"
+	"net/url"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/syncgram/keyward/internal/keys"
+	"github.com/syncgram/keyward/internal/keys/keystest"
+	"github.com/syncgram/keyward/internal/pgtest"
+	"github.com/syncgram/keyward/internal/sqlstore"
+)
+
+// cut says what the proxy does to a connection that sends COMMIT.
+type cut int32
+
+const (
+	pass      cut = iota
+	cutBefore     // the server never sees it
+	cutAfter      // the server has answered it, the client never hears
+)
+
+// proxy is a TCP proxy in front of a database that can lose the connection at the commit.
+type proxy struct {
+	target string
+	mode   atomic.Int32
+}
+
+func startProxy(t *testing.T, target string) (*proxy, string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	p := &proxy{target: target}
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go p.serve(client)
+		}
+	}()
+	return p, l.Addr().String()
+}
+
+func (p *proxy) serve(client net.Conn) {
+	defer client.Close()
+	server, err := net.Dial("tcp", p.target)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	var lost atomic.Bool // what the server still says is not passed on
+	answered := make(chan struct{}, 1)
+	go func() {
+		defer client.Close()
+		buffer := make([]byte, 1<<16)
+		for {
+			n, err := server.Read(buffer)
+			if err != nil {
+				return
+			}
+			if lost.Load() {
+				answered <- struct{}{}
+				return
+			}
+			if _, err := client.Write(buffer[:n]); err != nil {
+				return
+			}
+		}
+	}()
+	buffer := make([]byte, 1<<16)
+	for {
+		n, err := client.Read(buffer)
+		if err != nil {
+			return
+		}
+		if bytes.Contains(buffer[:n], []byte("commit\x00")) {
+			switch cut(p.mode.Load()) {
+			case cutBefore:
+				return
+			case cutAfter:
+				lost.Store(true)
+				if _, err := server.Write(buffer[:n]); err == nil {
+					<-answered
+				}
+				return
+			}
+		}
+		if _, err := io.Copy(server, bytes.NewReader(buffer[:n])); err != nil {
+			return
+		}
+	}
+}
+
+// openAt opens a store on the same database over another address.
+func openAt(t *testing.T, o sqlstore.Options, address string) *sqlstore.Store {
+	t.Helper()
+	u, err := url.Parse(o.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Host = address
+	s, err := sqlstore.Open(t.Context(), withURL(o, u.String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+// C23: a connection lost during the commit leaves the outcome unknown, whichever it was; the
+// same store goes on afterwards.
+func TestC23AConnectionLostDuringTheCommit(t *testing.T) {
+	for name, test := range map[string]struct {
+		mode      cut
+		committed bool
+	}{
+		"before the server had it":    {cutBefore, false},
+		"after the server had it too": {cutAfter, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			direct := open(t, sqlstore.Postgres)
+			u, err := url.Parse(direct.options.URL)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, address := startProxy(t, u.Host)
+			s := openAt(t, direct.options, address)
+			keystest.MustInsert(t, s, keystest.NewKey("first", keys.StateActive))
+
+			p.mode.Store(int32(test.mode))
+			k := keystest.NewKey("org", keys.StateActive)
+			_, err = s.Write(t.Context(), func(ctx context.Context, tx keys.Tx) error { return keystest.Insert(ctx, tx, k) })
+			if !errors.Is(err, keys.ErrOutcomeUnknown) {
+				t.Errorf("Write: %v, want ErrOutcomeUnknown", err)
+			}
+			if err := s.Record(t.Context(), keys.AuditEntry{Action: keys.ActList}); !errors.Is(err, keys.ErrOutcomeUnknown) {
+				t.Errorf("Record: %v, want ErrOutcomeUnknown", err)
+			}
+			p.mode.Store(int32(pass))
+
+			_, err = direct.Key(t.Context(), k.ID)
+			if committed := err == nil; committed != test.committed {
+				t.Errorf("committed: %v (%v), want %v", committed, err, test.committed)
+			}
+			keystest.MustInsert(t, s, keystest.NewKey("last", keys.StateActive))
+			intact(t, direct)
+		})
+	}
+}
+
+// waitFor polls a query that answers one flag until it is true.
+func waitFor(t *testing.T, db *sql.DB, query string) {
+	t.Helper()
+	deadline := time.After(20 * time.Second)
+	for {
+		var yes bool
+		if err := db.QueryRowContext(t.Context(), query).Scan(&yes); err != nil {
+			t.Fatal(err)
+		}
+		if yes {
+			return
+		}
+		select {
+		case <-deadline:
+			t.Fatalf("still not: %s", query)
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// C23: a commit whose wait for the synchronous standby is cancelled is reported as done, with a
+// warning. It counts as unknown, and grants no lease.
+func TestC23ACancelledSynchronousCommit(t *testing.T) {
+	server := pgtest.NewServer(t)
+	o := sqlstore.Options{URL: server.URL(), Ring: newRing(t, newLine(t, "m1"))}
+	s, err := sqlstore.Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Register(t.Context(), keys.Node{ID: "n"}); err != nil {
+		t.Fatal(err)
+	}
+	raw := rawConnection(t, server.URL())
+	for _, statement := range []string{`ALTER SYSTEM SET synchronous_standby_names = 'nobody'`, `SELECT pg_reload_conf()`} {
+		if _, err := raw.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waitFor(t, raw, `SELECT current_setting('synchronous_standby_names') = 'nobody'`)
+
+	const waiting = `FROM pg_stat_activity WHERE wait_event = 'SyncRep'`
+	for name, call := range map[string]func(context.Context) error{
+		"Write": func(ctx context.Context) error {
+			_, err := s.Write(ctx, func(ctx context.Context, tx keys.Tx) error {
+				return keystest.Insert(ctx, tx, keystest.NewKey("org", keys.StateRevoked))
+			})
+			return err
+		},
+		"Record": func(ctx context.Context) error {
+			return s.Record(ctx, keys.AuditEntry{Action: keys.ActList})
+		},
+		"Renew": func(ctx context.Context) error {
+			var revision int64
+			if err := raw.QueryRowContext(ctx, `SELECT revision FROM meta`).Scan(&revision); err != nil {
+				return err
+			}
+			got, err := s.Renew(ctx, "n", revision)
+			if err == nil {
+				t.Errorf("Renew = %v", got)
+			}
+			return err
+		},
+	} {
+		result := make(chan error, 1)
+		go func() { result <- call(t.Context()) }()
+		waitFor(t, raw, `SELECT count(*) = 1 `+waiting)
+		if _, err := raw.ExecContext(t.Context(), `SELECT pg_cancel_backend(pid) `+waiting); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-result; !errors.Is(err, keys.ErrOutcomeUnknown) {
+			t.Errorf("%s: %v, want ErrOutcomeUnknown", name, err)
+		}
+	}
+
+	// The caller's patience ends while the commit waits.
+	ctx, cancel := context.WithCancel(t.Context())
+	result := make(chan error, 1)
+	go func() {
+		_, err := s.Write(ctx, func(context.Context, keys.Tx) error { return nil })
+		result <- err
+	}()
+	waitFor(t, raw, `SELECT count(*) = 1 `+waiting)
+	cancel()
+	if err := <-result; !errors.Is(err, keys.ErrOutcomeUnknown) {
+		t.Errorf("a context that ended during the commit: %v, want ErrOutcomeUnknown", err)
+	}
+}
+
+// R5: a server that is frozen, killed or stopped is an error in the time the caller gives, and the same
+// store goes on when it is back.
+func TestR5TheServerComesBack(t *testing.T) {
+	server := pgtest.NewServer(t, "fsync=on")
+	o := sqlstore.Options{URL: server.URL(), Ring: newRing(t, newLine(t, "m1"))}
+	s, err := sqlstore.Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	revision := keystest.MustInsert(t, s, keystest.NewKey("org", keys.StateRevoked))
+
+	fails := func(t *testing.T) {
+		t.Helper()
+		for name, call := range map[string]func(context.Context) error{
+			"Write": func(ctx context.Context) error {
+				_, err := s.Write(ctx, func(context.Context, keys.Tx) error { return nil })
+				return err
+			},
+			"Organization": func(ctx context.Context) error { _, err := s.Organization(ctx, "org"); return err },
+			"Changes":      func(ctx context.Context) error { _, err := s.Changes(ctx, 0, 1); return err },
+			"Renew":        func(ctx context.Context) error { _, err := s.Renew(ctx, "n", 0); return err },
+		} {
+			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			began := time.Now()
+			err := call(ctx)
+			cancel()
+			if err == nil || errors.Is(err, keys.ErrOutcomeUnknown) {
+				t.Errorf("%s: %v, want an error that says nothing happened", name, err)
+			}
+			if took := time.Since(began); took > 5*time.Second {
+				t.Errorf("%s took %v", name, took)
+			}
+		}
+	}
+	for _, fault := range []struct {
+		name       string
+		away, back func(testing.TB)
+	}{
+		{"frozen", server.Freeze, server.Thaw},
+		{"killed", server.Kill, server.Restart},
+		{"stopped", server.Stop, server.Restart},
+	} {
+		t.Run(fault.name, func(t *testing.T) {
+			fault.away(t)
+			fails(t)
+			fault.back(t)
+			next := keystest.MustInsert(t, s, keystest.NewKey("org", keys.StateRevoked))
+			if next != revision+1 {
+				t.Errorf("revision %d after %d", next, revision)
+			}
+			revision = next
+		})
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	server.Stop(t)
+	began := time.Now()
+	refused(t, o, "failed to connect")
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("Open took %v to see that the server is away", took)
+	}
+}
