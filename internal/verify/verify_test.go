@@ -560,7 +560,7 @@ func BenchmarkVerify(b *testing.B) {
 			for i := range rows {
 				secret, k := newKey(b, fmt.Sprint("org_", i), keys.Live)
 				rows[i] = k
-				if i%(max(1, n/1000)) == 0 {
+				if i%(max(1, n/20_000)) == 0 { // far more than a cache holds
 					sample = append(sample, secret)
 				}
 			}
@@ -569,18 +569,35 @@ func BenchmarkVerify(b *testing.B) {
 			for deadline := time.Now().Add(time.Minute); v.Ready() != nil && time.Now().Before(deadline); {
 				<-time.After(10 * time.Millisecond)
 			}
-			ctx := context.Background()
-			b.ReportAllocs()
-			b.ResetTimer()
-			b.RunParallel(func(pb *testing.PB) {
-				for i := 0; pb.Next(); i++ {
-					verdict, err := v.Verify(ctx, Request{Secret: sample[i%len(sample)]})
-					if err != nil || !verdict.Valid() {
-						b.Error(verdict.Reason, err)
-						return
-					}
-				}
-			})
+			absent := make([]string, len(sample))
+			for i := range absent {
+				absent[i], _ = newKey(b, "org", keys.Live)
+			}
+			mistyped := make([]string, len(sample))
+			for i, secret := range sample {
+				mistyped[i] = secret[:len(secret)-1] + string(secret[len(secret)-1]^1)
+			}
+			ask := func(name string, secrets []string, account string, want keys.Reason) {
+				b.Run(name, func(b *testing.B) { benchmarkReason(b, v, secrets, account, want) })
+			}
+			ask("valid", sample, "", keys.Valid)
+			ask("connected-account", sample, "org_0", keys.ConnectedAccountForbidden)
+			ask("unknown", absent, "", keys.Unknown)
+			ask("malformed", mistyped, "", keys.Malformed)
 		})
 	}
+}
+
+func benchmarkReason(b *testing.B, v *Verifier, secrets []string, account string, want keys.Reason) {
+	ctx := context.Background()
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for i := 0; pb.Next(); i++ {
+			verdict, err := v.Verify(ctx, Request{Secret: secrets[i%len(secrets)], ConnectedAccountID: account})
+			if err != nil || verdict.Reason != want {
+				b.Error(verdict.Reason, err)
+				return
+			}
+		}
+	})
 }
