@@ -84,7 +84,7 @@ func newFixture(t *testing.T, change ...func(*setup)) *fixture {
 	})
 	f.format, err = token.NewFormat("sk")
 	must(err)
-	verifier, err := verify.New(verify.Config{Feed: f.store, Format: f.format, Logger: logger, Now: f.now})
+	verifier, err := verify.New(verify.Config{Feed: f.store, Format: f.format, Logger: logger, Now: f.now, FlushEvery: 20 * time.Millisecond})
 	must(err)
 	running, stop := context.WithCancel(context.WithoutCancel(t.Context()))
 	done := make(chan struct{})
@@ -100,7 +100,9 @@ func newFixture(t *testing.T, change ...func(*setup)) *fixture {
 
 	f.issuer, err = identity.OpenDevIssuer(filepath.Join(folder, "issuer"))
 	must(err)
-	authenticator, err := identity.New(running, f.issuer.Config())
+	issuer := f.issuer.Config()
+	issuer.Logger = logger
+	authenticator, err := identity.New(running, issuer)
 	must(err)
 	t.Cleanup(authenticator.Close)
 
