@@ -113,19 +113,19 @@ func Start(tb testing.TB, o Options) *Process {
 		o.Dir = tb.TempDir()
 	}
 	if o.Args == nil {
-		o.Args = serveArgs(tb, o)
+		o.Args = ServeArgs(tb, o)
 	}
 	p := Run(tb, o)
-	p.Public = "http://" + p.listening(tb, "public")
-	p.Internal = "http://" + p.listening(tb, "internal")
+	p.Public = p.listening(tb, "public")
+	p.Internal = p.listening(tb, "internal")
 	if !o.NotReady {
 		p.WaitReady(tb)
 	}
 	return p
 }
 
-// serveArgs prepares the folder and returns the command line of serve.
-func serveArgs(tb testing.TB, o Options) []string {
+// ServeArgs makes what is missing in o.Dir and returns the command line of serve.
+func ServeArgs(tb testing.TB, o Options) []string {
 	tb.Helper()
 	masterKey := filepath.Join(o.Dir, "master.key")
 	if _, err := os.Stat(masterKey); errors.Is(err, os.ErrNotExist) {
@@ -210,20 +210,22 @@ func tail(s string) string {
 	return s
 }
 
-// listening returns the address a listener said it has.
-func (p *Process) listening(tb testing.TB, name string) string {
+// listening returns the base URL of a listener, from what it logged.
+func (p *Process) listening(tb testing.TB, name string) (url string) {
 	tb.Helper()
-	var address string
 	p.waitFor(tb, name+" listener", func() bool {
-		for line := range strings.Lines(p.Stderr()) {
-			var l struct{ Msg, Listener, Address string }
-			if json.Unmarshal([]byte(line), &l) == nil && l.Msg == "listening" && l.Listener == name {
-				address = l.Address
+		for _, l := range p.Log("listening") {
+			if l["listener"] != name {
+				continue
+			}
+			url = fmt.Sprint("http://", l["address"])
+			if l["tls"] == true {
+				url = fmt.Sprint("https://", l["address"])
 			}
 		}
-		return address != ""
+		return url != ""
 	})
-	return address
+	return url
 }
 
 // waitFor waits until a condition on the output holds. It fails the test when the process
@@ -355,10 +357,10 @@ func (p *Process) Restart(tb testing.TB, flags ...string) *Process {
 	return Start(tb, o)
 }
 
-// Signal sends a signal.
+// Signal sends a signal; to a process that has ended, nothing.
 func (p *Process) Signal(tb testing.TB, s syscall.Signal) {
 	tb.Helper()
-	if err := p.cmd.Process.Signal(s); err != nil {
+	if err := p.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		tb.Fatal(err)
 	}
 }
