@@ -2,6 +2,7 @@ package sqlstore
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"strings"
 	"time"
@@ -33,22 +34,21 @@ func (s *Store) Durability(ctx context.Context) ([]Finding, error) {
 }
 
 func (s *Store) sqliteDurability(ctx context.Context) ([]Finding, error) {
-	conn, err := s.writer.Conn(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
 	var found []Finding
-	for _, setting := range []struct{ name, query, want, advice string }{
-		{"sqlite version", `SELECT sqlite_version()`, "", ""},
-		{"journal_mode", `PRAGMA journal_mode`, "wal", "keep the file on a local disk that supports a write-ahead log"},
-		{"synchronous", `PRAGMA synchronous`, "2", "must be FULL (2): an answered write could be lost with the power"},
-		{"foreign_keys", `PRAGMA foreign_keys`, "1", "must be on (1)"},
-		{"secure_delete", `PRAGMA secure_delete`, "1", "must be on (1): erased answers would stay in the file"},
-		{"quick_check", `PRAGMA quick_check(1)`, "ok", "the file is damaged: restore it from a backup"},
+	// The settings are the writer's own; the long check runs beside it.
+	for _, setting := range []struct {
+		on                        *sql.DB
+		name, query, want, advice string
+	}{
+		{s.writer, "sqlite version", `SELECT sqlite_version()`, "", ""},
+		{s.writer, "journal_mode", `PRAGMA journal_mode`, "wal", "keep the file on a local disk that supports a write-ahead log"},
+		{s.writer, "synchronous", `PRAGMA synchronous`, "2", "must be FULL (2): an answered write could be lost with the power"},
+		{s.writer, "foreign_keys", `PRAGMA foreign_keys`, "1", "must be on (1)"},
+		{s.writer, "secure_delete", `PRAGMA secure_delete`, "1", "must be on (1): erased answers would stay in the file"},
+		{s.reader, "quick_check", `PRAGMA quick_check(1)`, "ok", "the file is damaged: restore it from a backup"},
 	} {
 		f := Finding{Name: setting.name}
-		if err := conn.QueryRowContext(ctx, setting.query).Scan(&f.Value); err != nil {
+		if err := setting.on.QueryRowContext(ctx, setting.query).Scan(&f.Value); err != nil {
 			return nil, err
 		}
 		f.OK = setting.want == "" || f.Value == setting.want
