@@ -207,9 +207,10 @@ func start(settings []string) (_ *Server, err error) {
 			return nil, err
 		}
 	}
-	initdb := s.command("initdb", "-D", s.Folder(), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-	if out, err := initdb.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("pgtest: initdb: %w\n%s", err, out)
+	if err := s.initialize("--locale-provider=icu", "--icu-locale=en-US"); err != nil {
+		if err := s.initialize(); err != nil { // built without ICU
+			return nil, err
+		}
 	}
 	for try := 0; ; try++ {
 		if s.port, err = freePort(); err != nil {
@@ -222,6 +223,16 @@ func start(settings []string) (_ *Server, err error) {
 			return nil, err
 		}
 	}
+}
+
+// initialize makes the data folder. A locale that does not sort by bytes shows an order that
+// wrongly depends on it.
+func (s *Server) initialize(locale ...string) error {
+	arguments := append([]string{"-D", s.Folder(), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"}, locale...)
+	if out, err := s.command("initdb", arguments...).CombinedOutput(); err != nil {
+		return fmt.Errorf("pgtest: initdb: %w\n%s", err, out)
+	}
+	return nil
 }
 
 // command prepares one of PostgreSQL's programs, which refuse to run as root.
