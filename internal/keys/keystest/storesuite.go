@@ -709,7 +709,7 @@ func record(t *testing.T, db Database) {
 
 func uses(t *testing.T, db Database) {
 	one, two := NewKey("one", keys.StateActive), NewKey("two", keys.StateActive)
-	revision := MustInsert(t, db, one, two)
+	MustInsert(t, db, one, two)
 	at := time.UnixMicro(1_700_000_000_000_500).UTC()
 	for _, step := range []struct {
 		uses             []keys.Use
@@ -743,7 +743,7 @@ func uses(t *testing.T, db Database) {
 	for i := range many {
 		many[i] = NewKey(fmt.Sprint("many", i), keys.StateActive)
 	}
-	revision = MustInsert(t, db, many...)
+	revision := MustInsert(t, db, many...)
 	var group sync.WaitGroup
 	for n := range 8 {
 		group.Go(func() {
