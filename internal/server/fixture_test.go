@@ -58,8 +58,10 @@ type fixture struct {
 	said   bytes.Buffer
 }
 
+// The test runs beside others from here on: most of its time goes to waiting for the disk.
 func newFixture(t *testing.T, change ...func(*setup)) *fixture {
 	t.Helper()
+	t.Parallel()
 	f := &fixture{t: t, log: new(lockedBuffer)}
 	logger := slog.New(slog.NewJSONHandler(f.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	must := func(err error) {

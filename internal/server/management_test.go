@@ -3,9 +3,11 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -437,6 +439,47 @@ func TestC10Created(t *testing.T) {
 	}
 	if !strings.Contains(f.do(ask{method: "POST", url: f.keysURL(), user: f.token("v", "org_b"), body: `{"key_name":"k"}`}).body, `"expires_at":null`) {
 		t.Error("a key that does not expire must say expires_at null")
+	}
+}
+
+// C13, C16: of many creates at once one makes a key, and with one idempotency key all get it.
+func TestC13Concurrent(t *testing.T) {
+	f := newFixture(t)
+	creates := func(n int, user func(int) string, organization, body string) []reply {
+		replies := make([]reply, n)
+		var wg sync.WaitGroup
+		for i := range n {
+			token := f.token(user(i), organization)
+			wg.Go(func() { replies[i] = f.do(ask{method: "POST", url: f.keysURL(), user: token, body: body}) })
+		}
+		wg.Wait()
+		return replies
+	}
+	count := map[int]int{}
+	for _, got := range creates(100, func(i int) string { return fmt.Sprint("user", i) }, "org_a", `{"key_name":"k"}`) {
+		count[got.status]++
+		if got.status == 201 {
+			f.issued(got)
+		} else {
+			got.refused(t, 400, api.ActiveKeyExists, "")
+		}
+	}
+	if count[201] != 1 || count[400] != 99 {
+		t.Errorf("statuses %v", count)
+	}
+
+	idem := f.hide("idempotency-key-of-C13")
+	bodies := map[string]bool{}
+	for _, got := range creates(24, func(int) string { return "user" }, "org_b", `{"key_name":"k","idempotency_key":"`+idem+`"}`) {
+		if got.status == 201 {
+			f.issued(got)
+			bodies[got.body] = true
+		} else {
+			got.refused(t, 409, api.IdempotencyInProgress, "")
+		}
+	}
+	if len(bodies) != 1 {
+		t.Errorf("%d different answers", len(bodies))
 	}
 }
 

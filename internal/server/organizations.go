@@ -55,7 +55,10 @@ func readPage(x *exchange) (page, error) {
 	var p page
 	var err error
 	p.limit, err = x.limit(maxOrganizations)
-	if cursor := x.parameter("cursor"); cursor != nil {
+	if cursor := x.parameter("cursor"); cursor != nil && err == nil {
+		if *cursor == "" {
+			err = keys.Invalid("cursor", "cursor must be the next_cursor of an earlier page.")
+		}
 		p.after = *cursor
 	}
 	return p, err
