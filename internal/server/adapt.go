@@ -34,6 +34,7 @@ var (
 	noStore     = []string{"no-store"}
 	noReferrer  = []string{"no-referrer"}
 	noContent   = []string{"default-src 'none'; frame-ancestors 'none'"}
+	twoYears    = []string{"max-age=63072000"}
 	closing     = []string{"close"}
 	problemJSON = []string{"application/problem+json"}
 	plainJSON   = []string{"application/json"}
@@ -94,48 +95,16 @@ func (s *Server) handler(l *listener) http.Handler {
 	})
 }
 
-// serve finds the route and lets the request through to it.
+// serve lets the request through to its route.
 func (s *Server) serve(l *listener, x *exchange) error {
-	h := x.Header()
-	h["X-Request-Id"] = []string{x.requestID}
-	h["X-Content-Type-Options"] = nosniff
-	h["Cache-Control"] = noStore
-	h["Referrer-Policy"] = noReferrer
-	h["Content-Security-Policy"] = noContent
-	if x.r.TLS != nil && l.name == public {
-		h.Set("Strict-Transport-Security", "max-age=63072000")
-	}
-	if len(x.r.TransferEncoding) > 0 {
-		// A body in chunks may have come with a length too, which net/http drops without a word. Whoever
-		// stands in front and believed the length gets no second request out of this connection (RFC 9112 section 6.1).
-		h["Connection"] = closing
-	}
+	x.prepare(l)
 	if headerSize(x.r) > maxHeader {
 		return &keys.Error{Code: api.HeadersTooLarge, Detail: "The request line and the headers must be at most 16 KiB together."}
 	}
-	resource, segment := l.find(x.r.URL)
-	if resource == nil {
-		if x.r.Method == http.MethodOptions && x.r.URL.Path == "*" {
-			h.Set("Allow", "GET, HEAD, OPTIONS, POST, PUT")
-			x.WriteHeader(http.StatusNoContent)
-			return nil
-		}
-		return &keys.Error{Code: api.RouteNotFound, Detail: "Nothing is served at this path."}
+	if answered, err := s.match(l, x); answered || err != nil {
+		return err
 	}
-	rt := resource.route(x.r.Method)
-	if rt == nil || rt.auth == userToken {
-		s.cors(x, resource)
-	}
-	if rt == nil {
-		h.Set("Allow", resource.allow)
-		if x.r.Method == http.MethodOptions {
-			x.WriteHeader(http.StatusNoContent)
-			return nil
-		}
-		return &keys.Error{Code: api.MethodNotAllowed, Detail: "This path does not take this method. Allow says which it takes."}
-	}
-	x.route, x.segment = rt, segment
-	if !rt.quiet {
+	if !x.route.quiet {
 		// A client that hangs up does not break off a write that has begun.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(x.ctx), s.cfg.Budget)
 		defer cancel()
@@ -147,7 +116,54 @@ func (s *Server) serve(l *listener, x *exchange) error {
 	if err := x.readQuery(s); err != nil {
 		return s.refuse(x, err)
 	}
-	return rt.endpoint(x)
+	return x.route.endpoint(x)
+}
+
+// prepare sets the headers that every answer has.
+func (x *exchange) prepare(l *listener) {
+	h := x.Header()
+	h["X-Request-Id"] = []string{x.requestID}
+	h["X-Content-Type-Options"] = nosniff
+	h["Cache-Control"] = noStore
+	h["Referrer-Policy"] = noReferrer
+	h["Content-Security-Policy"] = noContent
+	if x.r.TLS != nil && l.name == public {
+		h["Strict-Transport-Security"] = twoYears
+	}
+	if len(x.r.TransferEncoding) > 0 {
+		// A body in chunks may have come with a length too, which net/http drops without a word. Whoever
+		// stands in front and believed the length gets no second request out of this connection (RFC 9112 section 6.1).
+		h["Connection"] = closing
+	}
+}
+
+// match sets the route, or answers what needs none (C27).
+func (s *Server) match(l *listener, x *exchange) (answered bool, err error) {
+	options := x.r.Method == http.MethodOptions
+	resource, segment := l.find(x.r.URL)
+	switch {
+	case resource != nil:
+	case options && x.r.URL.Path == "*":
+		x.Header().Set("Allow", "GET, HEAD, OPTIONS, POST, PUT")
+		x.WriteHeader(http.StatusNoContent)
+		return true, nil
+	default:
+		return false, &keys.Error{Code: api.RouteNotFound, Detail: "Nothing is served at this path."}
+	}
+	rt := resource.route(x.r.Method)
+	if rt == nil || rt.auth == userToken {
+		s.cors(x, resource)
+	}
+	if rt != nil {
+		x.route, x.segment = rt, segment
+		return false, nil
+	}
+	x.Header().Set("Allow", resource.allow)
+	if options {
+		x.WriteHeader(http.StatusNoContent)
+		return true, nil
+	}
+	return false, &keys.Error{Code: api.MethodNotAllowed, Detail: "This path does not take this method. Allow says which it takes."}
 }
 
 // admit lets the caller of a route through, or not (C1–C5, R3).
