@@ -248,7 +248,16 @@ func (g *greeting) print(t *terminal) error {
 			b.WriteString(line + "\n")
 		}
 	}
-	fmt.Fprintf(&b, "\n%s\n\n", t.paint(faint, "The data is in "+folder+" and stays there. Ctrl-C stops."))
+	b.WriteByte('\n')
+	for _, line := range []string{
+		"The data is in " + folder + " and stays there.",
+		"Also there: " + sandboxOrganization + ", with test keys only, and " + connectedOrganization + ", a connected account.",
+		"Sign in to any with: keyward token --user ann --org " + sandboxOrganization,
+		"Ctrl-C stops.",
+	} {
+		fmt.Fprintln(&b, t.paint(faint, line))
+	}
+	b.WriteByte('\n')
 	_, err := t.out.Write([]byte(b.String()))
 	return err
 }

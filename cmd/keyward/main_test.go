@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"os"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -44,32 +43,12 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// noSettings removes the settings of whoever runs the tests from a script's environment.
-func noSettings(e *testscript.Env) {
-	for _, entry := range os.Environ() {
-		if name, _, _ := strings.Cut(entry, "="); strings.HasPrefix(name, environmentPrefix) {
-			e.Setenv(name, "")
-			e.Vars = without(e.Vars, name)
-		}
-	}
-}
-
-func without(vars []string, name string) (kept []string) {
-	for _, v := range vars {
-		if !strings.HasPrefix(v, name+"=") {
-			kept = append(kept, v)
-		}
-	}
-	return kept
-}
-
 // R3, R4: the commands that need no server.
 func TestR4Scripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
 		RequireExplicitExec: true,
 		Cmds:                map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
-		Setup:               func(e *testscript.Env) error { noSettings(e); return nil },
 	})
 }
 

@@ -113,14 +113,14 @@ func newNode(cfg nodeConfig) (*node, error) {
 		Format:     cfg.format, InternalTokens: cfg.internalTokens, CORSOrigins: cfg.corsOrigins,
 		Metrics: n.metrics, Logger: cfg.logger, Version: buildVersion(), Budget: budget,
 	})
-	if err != nil {
-		return nil, err
+	if err != nil { // the origins are the one thing that was not checked before
+		return nil, wrong("--cors-origins (KEYWARD_CORS_ORIGINS): %w", err)
 	}
 	n.metrics.WatchPools(n.db.stats)
 
 	publicTLS, internalTLS, err := tlsConfigs(cfg.tls, cfg.logger)
 	if err != nil {
-		return nil, err
+		return nil, wrong("--tls-cert-file (KEYWARD_TLS_CERT_FILE): %w", err)
 	}
 	limits := server.Limits{Write: budget + drainTime}
 	n.add("public", cfg.listen, server.NewHTTPServer(doors.Public(), limits, cfg.logger), publicTLS)
@@ -140,7 +140,7 @@ func tlsConfigs(files server.TLSFiles, logger *slog.Logger) (public, internal *t
 	if internal, err = server.TLSConfig(files, logger); err != nil {
 		return nil, nil, err
 	}
-	files.ClientCA = ""
+	files.ClientCA = "" // users have none
 	public, err = server.TLSConfig(files, logger)
 	return public, internal, err
 }
@@ -196,6 +196,7 @@ func (n *node) run(ctx context.Context) error {
 		n.watch(ctx, cancel)
 	}
 
+	n.cfg.logger.Info("stopping", "why", context.Cause(ctx).Error())
 	n.notify("STOPPING=1")
 	n.shutdown()
 	serving.Wait()
@@ -283,7 +284,6 @@ func (n *node) watch(ctx context.Context, cancel context.CancelCauseFunc) {
 
 // shutdown ends the listeners within drainTime.
 func (n *node) shutdown() {
-	n.cfg.logger.Info("stopping")
 	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
 	defer cancel()
 	var stopping sync.WaitGroup

@@ -98,14 +98,14 @@ func (t *terminal) table(header []string, rows [][]cell) error {
 	}
 	var b strings.Builder
 	for _, row := range rows {
+		gap := 0 // not written before a cell shows something, so that no line ends with spaces
 		for i, c := range row {
-			if i > 0 {
-				b.WriteString("  ")
+			if c.text != "" {
+				b.WriteString(strings.Repeat(" ", gap))
+				b.WriteString(t.paint(c.style, c.text))
+				gap = 0
 			}
-			b.WriteString(t.paint(c.style, c.text))
-			if i < len(row)-1 {
-				b.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(c.text)))
-			}
+			gap += widths[i] - utf8.RuneCountInString(c.text) + 2
 		}
 		b.WriteByte('\n')
 	}

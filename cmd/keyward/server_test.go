@@ -94,7 +94,6 @@ func TestR4ServerScripts(t *testing.T) {
 				Files:               []string{"testdata/server/" + f.Name()},
 				RequireExplicitExec: true,
 				Setup: func(e *testscript.Env) error {
-					noSettings(e)
 					e.Setenv("KEYWARD_SERVER", p.Internal)
 					e.Setenv("PUBLIC", p.Public)
 					e.Setenv("FOLDER", p.Dir)

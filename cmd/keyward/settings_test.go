@@ -218,7 +218,7 @@ func TestR3Wrong(t *testing.T) {
 		"roles alone":            {with(), []string{"KEYWARD_JWT_ROLES=admin"}, "goes with --jwt-roles (KEYWARD_JWT_ROLES)"},
 		"empty role":             {with("--jwt-role-claim=r", "--jwt-roles=a,,b"), nil, "a role must not be empty"},
 		"secret prefix":          {with("--secret-prefix=S_K"), nil, "--secret-prefix (KEYWARD_SECRET_PREFIX): "},
-		"CORS origin":            {with("--cors-origins=https://a/"), nil, "CORS origin"},
+		"CORS origin":            {with("--cors-origins=https://a/"), nil, "--cors-origins (KEYWARD_CORS_ORIGINS): "},
 		"TLS without key":        {with("--tls-cert-file=x"), nil, "goes with --tls-key-file (KEYWARD_TLS_KEY_FILE)"},
 		"TLS files not there":    {with("--tls-cert-file="+filepath.Join(dir, "c"), "--tls-key-file="+filepath.Join(dir, "k")), nil, "TLS"},
 		"client CA without TLS":  {with("--internal-client-ca-file=x"), nil, "--internal-client-ca-file (KEYWARD_INTERNAL_CLIENT_CA_FILE) needs"},

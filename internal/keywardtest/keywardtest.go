@@ -176,7 +176,7 @@ func Run(tb testing.TB, o Options) *Process {
 	p.cmd.Env = append(cleanEnv(), o.Env...)
 	p.cmd.Stdin = o.Stdin
 	p.cmd.Stdout, p.cmd.Stderr = p.stdout, p.stderr
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	p.cmd.SysProcAttr = dieWithParent()
 	if err := p.cmd.Start(); err != nil {
 		tb.Fatal(err)
 	}
