@@ -748,6 +748,7 @@ func TestC24Roll(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		f.clock.advance(time.Second) // the list's order is by time
 		second, err := f.Roll(t.Context(), c, keys.RollRequest{KeyID: first.Key.ID, OverlapSeconds: ptr[int64](3600)})
 		if err != nil {
 			t.Fatal(err)

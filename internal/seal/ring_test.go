@@ -592,7 +592,7 @@ func TestRingShowsNoKey(t *testing.T) {
 	l := line(t, "now")
 	r := ring(t, l)
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%d"} {
-		noKeyBytes(t, errors.New(fmt.Sprintf(verb, r)), l)
+		noKeyBytes(t, fmt.Errorf(verb, r), l)
 		k := r.keys.Load().current()
 		for _, child := range [][keySize]byte{k.identity, k.state, k.answers} {
 			out := fmt.Sprintf(verb, r)

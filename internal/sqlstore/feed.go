@@ -123,12 +123,18 @@ func (s *Store) putUses(ctx context.Context, uses []keys.Use) error {
 
 // Register implements keys.Feed.
 func (s *Store) Register(ctx context.Context, n keys.Node) error {
+	if s.nodes != nil {
+		return s.nodes.register(n.ID)
+	}
 	_, err := s.write(ctx, s.lease, registerNode, n.ID, n.Address, n.Version, keys.Micros(s.localTime()))
 	return err
 }
 
 // Renew implements keys.Feed.
 func (s *Store) Renew(ctx context.Context, nodeID string, applied int64) (keys.Renewal, error) {
+	if s.nodes != nil {
+		return s.nodes.renew(ctx, nodeID, applied, s.revision)
+	}
 	changed, err := s.write(ctx, s.lease, renewNode, applied, keys.Micros(s.localTime()), nodeID)
 	if err != nil {
 		return keys.Fenced, err
@@ -148,6 +154,14 @@ func (s *Store) Renew(ctx context.Context, nodeID string, applied int64) (keys.R
 	return keys.Lagging, nil
 }
 
+// revision reads the newest revision.
+func (s *Store) revision(ctx context.Context) (n int64, err error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	err = s.reader.QueryRowContext(ctx, readRevision).Scan(&n)
+	return n, err
+}
+
 // localTime is this machine's, for what only a person reads.
 func (s *Store) localTime() time.Time {
 	if s.now != nil {
@@ -158,18 +172,20 @@ func (s *Store) localTime() time.Time {
 
 // Behind implements keys.Feed.
 func (s *Store) Behind(ctx context.Context, revision int64) (n int, err error) {
+	if s.nodes != nil {
+		return s.nodes.behind(revision), nil
+	}
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
-	pool := s.lease
-	if s.name == SQLite {
-		pool = s.reader
-	}
-	err = pool.QueryRowContext(ctx, countBehind, revision).Scan(&n)
+	err = s.lease.QueryRowContext(ctx, countBehind, revision).Scan(&n)
 	return n, err
 }
 
 // Fence implements keys.Feed.
 func (s *Store) Fence(ctx context.Context, revision int64) (fenced []string, err error) {
+	if s.nodes != nil {
+		return s.nodes.fence(revision), nil
+	}
 	err = s.transact(ctx, s.lease, func(ctx context.Context, tx *transaction) error {
 		rows, err := tx.QueryContext(ctx, fenceNodes, revision)
 		return each(rows, err, func(rows *sql.Rows) error {
@@ -188,6 +204,10 @@ func (s *Store) Fence(ctx context.Context, revision int64) (fenced []string, err
 
 // Leave implements keys.Feed.
 func (s *Store) Leave(ctx context.Context, nodeID string) error {
+	if s.nodes != nil {
+		s.nodes.leave(nodeID)
+		return nil
+	}
 	_, err := s.write(ctx, s.lease, deleteNode, nodeID)
 	return err
 }

@@ -115,8 +115,10 @@ const (
 	eraseReplays   = `UPDATE replays SET salt = $1, sealed = $1 WHERE key_id = $2`
 	deleteReplays  = `DELETE FROM replays WHERE created_at < $1`
 	countKeptUnder = `SELECT master_key_id, count(*) FROM replays WHERE length(sealed) > 0 AND master_key_id <> $1 GROUP BY 1`
-	registerNode   = `INSERT INTO nodes (node_id, address, version, applied, renewed_at) VALUES ($1, $2, $3, -1, $4)`
-	renewNode      = `UPDATE nodes SET applied = $1, renewed_at = $2
+	readRevision   = `SELECT revision FROM meta WHERE one = 1`
+
+	registerNode = `INSERT INTO nodes (node_id, address, version, applied, renewed_at) VALUES ($1, $2, $3, -1, $4)`
+	renewNode    = `UPDATE nodes SET applied = $1, renewed_at = $2
 		WHERE node_id = $3 AND $1 = (SELECT revision FROM meta WHERE one = 1)`
 	countNode   = `SELECT count(*) FROM nodes WHERE node_id = $1`
 	countBehind = `SELECT count(*) FROM nodes WHERE applied < $1`

@@ -48,6 +48,7 @@ func openSQLite(ctx context.Context, path string) (_ *engine, err error) {
 
 	e := &engine{
 		name: SQLite, writer: writer, reader: reader, lease: writer,
+		nodes:       &localNodes{applied: make(map[string]int64)},
 		readTx:      &sql.TxOptions{ReadOnly: true},
 		writeTx:     &sql.TxOptions{},
 		taken:       sqliteTaken,

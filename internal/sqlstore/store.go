@@ -79,6 +79,7 @@ type engine struct {
 
 	// writer serves what takes the meta row's lock, reader what only reads, lease the nodes' rows.
 	writer, reader, lease *sql.DB
+	nodes                 *localNodes // the node rows when no other process can have any; nil = in the database
 	readTx, writeTx       *sql.TxOptions
 
 	taken      func(error) bool // a unique index refused a row

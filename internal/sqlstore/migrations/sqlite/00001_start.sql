@@ -94,13 +94,5 @@ CREATE TABLE audit (
 ) STRICT;
 CREATE INDEX audit_target ON audit (target_id, revision);
 
-CREATE TABLE nodes (
-    node_id    TEXT    NOT NULL PRIMARY KEY,
-    address    TEXT    NOT NULL,
-    version    TEXT    NOT NULL,
-    applied    INTEGER NOT NULL,
-    renewed_at INTEGER NOT NULL
-) STRICT;
-
 -- 0: the clock of SQLite is that of the process that has it open.
 CREATE VIEW clock AS SELECT 0 AS now;
