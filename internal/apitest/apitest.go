@@ -388,7 +388,7 @@ func hasCredentials(_ context.Context, in *openapi3filter.AuthenticationInput) e
 	}
 	sent, credentials, _ := strings.Cut(header.Get("Authorization"), " ")
 	if !strings.EqualFold(sent, scheme.Scheme) || credentials == "" {
-		return fmt.Errorf("Authorization: %s is missing", scheme.Scheme)
+		return fmt.Errorf("the header Authorization: %s is missing", scheme.Scheme)
 	}
 	return nil
 }
