@@ -414,7 +414,10 @@ func newRequestIDs() requestIDs {
 	return requestIDs{"req_" + hex.EncodeToString(b[:]) + "_", new(atomic.Uint64)}
 }
 
-func (g requestIDs) next() string { return g.process + strconv.FormatUint(g.count.Add(1), 36) }
+func (g requestIDs) next() string {
+	var b [64]byte
+	return string(strconv.AppendUint(append(b[:0], g.process...), g.count.Add(1), 36))
+}
 
 // requestID keeps the client's request id when there is one, it has 1–128 letters, digits and
 // ._:/+=@- only, and holds no secret; otherwise it makes one (C26, V7).

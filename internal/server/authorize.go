@@ -55,10 +55,11 @@ func (s *Server) authorize(x *exchange) error {
 	// Every one is sent, an empty one too: a header that were missing here would let the client's
 	// own through.
 	out := x.Header()
-	out["X-Keyward-Organization-Id"] = []string{verdict.OrganizationID}
-	out["X-Keyward-Environment"] = []string{string(verdict.Environment)}
-	out["X-Keyward-Key-Id"] = []string{verdict.KeyID}
-	out["X-Keyward-Connected-Account-Id"] = []string{verdict.ConnectedAccountID}
+	values := [...]string{verdict.OrganizationID, string(verdict.Environment), verdict.KeyID, verdict.ConnectedAccountID}
+	out["X-Keyward-Organization-Id"] = values[0:1:1]
+	out["X-Keyward-Environment"] = values[1:2:2]
+	out["X-Keyward-Key-Id"] = values[2:3:3]
+	out["X-Keyward-Connected-Account-Id"] = values[3:4:4]
 	out["X-Keyward-Payments-Enabled"] = paymentsDisabled
 	if verdict.PaymentsEnabled {
 		out["X-Keyward-Payments-Enabled"] = paymentsEnabled
@@ -92,7 +93,7 @@ func credentials(h http.Header) (secret string, ok bool) {
 		if secret == "" {
 			secret = v
 		}
-		if v == "" || v != secret {
+		if v != secret {
 			return "", false
 		}
 	}

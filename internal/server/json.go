@@ -58,9 +58,8 @@ func (x *exchange) readJSON(optional bool, fields ...field) error {
 
 // readBody fills buf from the body and returns its length.
 func readBody(r *http.Request, buf *[maxBody + 1]byte) (n int, err error) {
-	tooLarge := &keys.Error{Code: api.BodyTooLarge, Detail: "The body must be at most 16 KiB."}
 	if r.ContentLength > maxBody {
-		return 0, tooLarge
+		return 0, tooLarge()
 	}
 	for n <= maxBody {
 		m, err := r.Body.Read(buf[n:])
@@ -73,9 +72,13 @@ func readBody(r *http.Request, buf *[maxBody + 1]byte) (n int, err error) {
 		}
 	}
 	if n > maxBody {
-		return n, tooLarge
+		return n, tooLarge()
 	}
 	return n, nil
+}
+
+func tooLarge() error {
+	return &keys.Error{Code: api.BodyTooLarge, Detail: "The body must be at most 16 KiB."}
 }
 
 // jsonType refuses a body that does not say it is JSON in UTF-8.
@@ -84,13 +87,13 @@ func jsonType(h http.Header) error {
 }
 
 func contentType(h http.Header, want, detail string) error {
-	refusal := &keys.Error{Code: api.UnsupportedMediaType, Param: "Content-Type", Detail: detail}
-	values := h["Content-Type"]
-	if len(values) != 1 || len(h["Content-Encoding"]) > 0 {
-		return refusal
-	}
-	if values[0] == want {
+	values, encoded := h["Content-Type"], len(h["Content-Encoding"]) > 0
+	if len(values) == 1 && values[0] == want && !encoded {
 		return nil
+	}
+	refusal := &keys.Error{Code: api.UnsupportedMediaType, Param: "Content-Type", Detail: detail}
+	if len(values) != 1 || encoded {
+		return refusal
 	}
 	got, params, err := mime.ParseMediaType(values[0])
 	if err != nil || got != want {

@@ -18,33 +18,62 @@ import (
 type Metrics struct {
 	Registry *prometheus.Registry // for more collectors
 
-	requests  *prometheus.CounterVec
-	durations *prometheus.HistogramVec
+	requests  lookedUp[requestLabels, prometheus.Counter]
+	durations lookedUp[*route, prometheus.Observer]
 	panics    *prometheus.CounterVec
-	verdicts  *prometheus.CounterVec
+	verdicts  lookedUp[verdictLabels, prometheus.Counter]
 	undecided *prometheus.CounterVec
 	acts      *prometheus.HistogramVec
 
 	watching sync.Once
 }
 
+// What a request, and a verification, is counted under.
+type (
+	requestLabels struct {
+		route  *route
+		method string
+		status int
+	}
+	verdictLabels struct {
+		door   string
+		reason keys.Reason
+	}
+)
+
+// lookedUp remembers metrics by what they are counted under, because every verification counts several.
+// There are no more of them than labels of the registry.
+type lookedUp[K comparable, M any] struct {
+	found sync.Map // K to M
+	find  func(K) M
+}
+
+func (l *lookedUp[K, M]) of(k K) M {
+	if m, ok := l.found.Load(k); ok {
+		return m.(M)
+	}
+	m := l.find(k)
+	l.found.Store(k, m)
+	return m
+}
+
 // NewMetrics returns metrics with a registry of their own.
 func NewMetrics() *Metrics {
+	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "keyward_http_requests_total", Help: "Requests answered.",
+	}, []string{"listener", "route", "method", "status"})
+	durations := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "keyward_http_request_duration_seconds", Help: "Time from a request's headers to its answer.",
+		Buckets: []float64{.00001, .000025, .00005, .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 15},
+	}, []string{"listener", "route"})
+	verdicts := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "keyward_verifications_total", Help: "Verifications by door and verdict.",
+	}, []string{"door", "reason"})
 	m := &Metrics{
 		Registry: prometheus.NewRegistry(),
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "keyward_http_requests_total", Help: "Requests answered.",
-		}, []string{"listener", "route", "method", "status"}),
-		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "keyward_http_request_duration_seconds", Help: "Time from a request's headers to its answer.",
-			Buckets: []float64{.00001, .000025, .00005, .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 15},
-		}, []string{"listener", "route"}),
 		panics: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "keyward_http_panics_total", Help: "Panics that were answered with 500.",
 		}, []string{"listener"}),
-		verdicts: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "keyward_verifications_total", Help: "Verifications by door and verdict.",
-		}, []string{"door", "reason"}),
 		undecided: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "keyward_verifications_undecided_total", Help: "Verifications that could not be decided, by door; each was refused.",
 		}, []string{"door"}),
@@ -53,7 +82,14 @@ func NewMetrics() *Metrics {
 			Buckets: prometheus.ExponentialBuckets(.0005, 2, 16),
 		}, []string{"action", "outcome"}),
 	}
-	m.Registry.MustRegister(m.requests, m.durations, m.panics, m.verdicts, m.undecided, m.acts,
+	m.requests.find = func(l requestLabels) prometheus.Counter {
+		return requests.WithLabelValues(l.route.listener, l.route.pattern, l.method, strconv.Itoa(l.status))
+	}
+	m.durations.find = func(rt *route) prometheus.Observer { return durations.WithLabelValues(rt.listener, rt.pattern) }
+	m.verdicts.find = func(l verdictLabels) prometheus.Counter {
+		return verdicts.WithLabelValues(l.door, string(l.reason))
+	}
+	m.Registry.MustRegister(requests, durations, m.panics, verdicts, m.undecided, m.acts,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -69,7 +105,7 @@ func (m *Metrics) Verification(door string, reason keys.Reason, err error) {
 		m.undecided.WithLabelValues(door).Inc()
 		return
 	}
-	m.verdicts.WithLabelValues(door, string(reason)).Inc()
+	m.verdicts.of(verdictLabels{door, reason}).Inc()
 }
 
 // WatchPools shows the database's connection pools, by the name stats gives them.
@@ -109,25 +145,17 @@ func (m *Metrics) handler() http.Handler {
 
 // listenerMetrics is what a listener counts.
 type listenerMetrics struct {
-	name   string
 	m      *Metrics
 	panics prometheus.Counter
 }
 
 func (m *Metrics) listener(name string) *listenerMetrics {
-	return &listenerMetrics{name: name, m: m, panics: m.panics.WithLabelValues(name)}
+	return &listenerMetrics{m: m, panics: m.panics.WithLabelValues(name)}
 }
 
 func (l *listenerMetrics) observe(rt *route, method string, status int, took time.Duration) {
-	l.m.requests.WithLabelValues(l.name, rt.pattern, method, statusText(status)).Inc()
-	l.m.durations.WithLabelValues(l.name, rt.pattern).Observe(took.Seconds())
-}
-
-func statusText(status int) string {
-	if status == http.StatusOK {
-		return "200"
-	}
-	return strconv.Itoa(status)
+	l.m.requests.of(requestLabels{rt, method, status}).Inc()
+	l.m.durations.of(rt).Observe(took.Seconds())
 }
 
 // pools is the collector of WatchPools.

@@ -33,22 +33,22 @@ var answers = sync.Pool{New: func() any { b := make([]byte, 0, 512); return &b }
 
 // verify answers POST /v1/verify (V1, V3, V5).
 func (s *Server) verify(x *exchange) error {
-	var secret, account, env *string
-	err := x.readJSON(false, field{"key", &secret}, field{"connected_account_id", &account}, field{"env", &env})
+	var asked struct{ secret, account, env *string }
+	err := x.readJSON(false, field{"key", &asked.secret}, field{"connected_account_id", &asked.account}, field{"env", &asked.env})
 	if err != nil {
 		return err
 	}
-	if secret == nil {
+	if asked.secret == nil {
 		return keys.Invalid("key", "key is required: the secret to verify.")
 	}
-	r := verify.Request{Secret: *secret}
-	if account != nil {
-		if *account == "" {
+	r := verify.Request{Secret: *asked.secret}
+	if asked.account != nil {
+		if *asked.account == "" {
 			return keys.Invalid("connected_account_id", "connected_account_id must name an organization; leave it out to ask for the key's own.")
 		}
-		r.ConnectedAccountID = *account
+		r.ConnectedAccountID = *asked.account
 	}
-	if r.Environment, err = environment("env", env); err != nil {
+	if r.Environment, err = environment("env", asked.env); err != nil {
 		return err
 	}
 	verdict, err := s.decide(x, doorVerify, r)
