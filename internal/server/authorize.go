@@ -93,7 +93,7 @@ func credentials(h http.Header) (secret string, ok bool) {
 		if secret == "" {
 			secret = v
 		}
-		if v != secret {
+		if v == "" || v != secret {
 			return "", false
 		}
 	}

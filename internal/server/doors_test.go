@@ -196,6 +196,7 @@ func TestV2Authorize(t *testing.T) {
 		{"good and empty", "", h("Authorization", "Bearer "+live, "X-API-Key", ""), 401, "", ""},
 		{"X-API-Key that differ", "", h("X-API-Key", live, "X-API-Key", p.test.Key), 401, "", ""},
 		{"X-API-Key empty", "", h("X-API-Key", ""), 401, "", ""},
+		{"X-API-Key empty, then good", "", h("X-API-Key", "", "X-API-Key", live), 401, "", ""},
 		{"X-API-Key list", "", h("X-API-Key", live+","+live), 401, "", ""},
 		{"Basic with a password", "", h("Authorization", basic(live+":x")), 401, "", ""},
 		{"Basic as the password", "", h("Authorization", basic(":"+live)), 401, "", ""},
