@@ -161,6 +161,7 @@ func TestC16KillBetweenSteps(t *testing.T) {
 		for _, step := range steps {
 			for _, idempotencyKey := range []string{"retry-after-the-crash", ""} {
 				t.Run(fmt.Sprintf("%s/%s/idempotent=%t", engine, step.point, idempotencyKey != ""), func(t *testing.T) {
+					t.Parallel() // mostly waiting
 					o := keywardtest.Options{Dir: t.TempDir(), DatabaseURL: database(t), Tags: "failpoints", Flags: []string{"--lease=1s"}}
 					armed := o
 					armed.Env = []string{"KEYWARD_FAILPOINT=" + step.point}
