@@ -496,6 +496,8 @@ func (s *Server) account(l *listener, x *exchange, took time.Duration) {
 	switch {
 	case x.route.quiet && x.status == http.StatusServiceUnavailable && !s.undecided.allow(time.Now()):
 		level = slog.LevelDebug // one line a second tells of an outage as well as a million do
+	case x.route.quiet && x.status == http.StatusServiceUnavailable:
+		level = slog.LevelWarn // a node that starts answers so, too
 	case x.status >= http.StatusInternalServerError:
 		level = slog.LevelError
 	case x.route.quiet:

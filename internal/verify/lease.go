@@ -3,8 +3,6 @@ package verify
 import (
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // lease is the time until which an index may be answered from. It is held in two clocks, and
@@ -40,14 +38,6 @@ func (s stopwatch) leaseOf(term time.Duration) (lease, bool) {
 	until := s.began.Add(term)
 	l := lease{until: until, wall: until.UnixNano()}
 	return l, l.goodAt(time.Now())
-}
-
-func bootTime() int64 {
-	var t unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
-		return 0 // without this clock the other two still end the lease
-	}
-	return t.Nano()
 }
 
 // broadcast wakes everyone who waits, once per announcement.
