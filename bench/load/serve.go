@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"runtime"
 	"runtime/pprof"
 	"syscall"
 	"time"
@@ -115,7 +116,9 @@ func serveKeyward(args []string, stdin io.Reader, stdout, stderr io.Writer) (err
 		return err
 	}
 	defer stop()
-	fmt.Fprintf(stderr, "%d keys loaded into memory in %v\n", *n, time.Since(began).Round(time.Millisecond))
+	took := time.Since(began)
+	fmt.Fprintf(stderr, "%d keys with an organization each loaded into memory in %v: %.0f bytes a key\n",
+		*n, took.Round(time.Millisecond), float64(heapBytes())/float64(*n))
 	stopProfile, err := startProfile(*profile)
 	if err != nil {
 		return err
@@ -231,6 +234,14 @@ func serveUntilTold(srv *http.Server, first started, in *bufio.Reader, out io.Wr
 		return err
 	}
 	return nil
+}
+
+// heapBytes is how much memory is in use after a collection.
+func heapBytes() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
 }
 
 // processorTime is what this process has used, user and system together.
