@@ -513,8 +513,8 @@ func TestConcurrentVerification(t *testing.T) {
 	secret, key := newKey(t, "org_a", keys.Live)
 	secrets <- secret
 	for range 4 {
+		s := secret // the variable changes below
 		readers.Go(func() {
-			s := secret
 			for {
 				select {
 				case <-stop:
