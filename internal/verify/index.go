@@ -6,7 +6,6 @@ import (
 	"maps"
 	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/token"
@@ -17,7 +16,7 @@ import (
 // fixed size and hold no pointers. There is one writer at a time, the follow loop.
 type index struct {
 	keys          sharded[token.Digest, keyEntry]
-	organizations sharded[organizationHandle, organizationEntry]
+	organizations owners
 	texts         arena
 	uses          uses
 
@@ -28,29 +27,17 @@ type index struct {
 	keyCount, organizationCount atomic.Int64
 }
 
-type (
-	organizationHandle [16]byte
-	idHandle           [16]byte
-)
+type idHandle [16]byte
 
 // keyEntry is what a verification needs of a key.
 type keyEntry struct {
-	owner                  organizationHandle
 	id, name, organization text
 	createdAt, expiresAt   int64 // microseconds since 1970; 0 = never
 	revision               int64
+	owner                  owner
 	slot                   uint32 // place of its last use
 	state                  state
 	live                   bool
-}
-
-// organizationEntry is what a verification needs of a registered organization.
-type organizationEntry struct {
-	id              text
-	parent          organizationHandle // zero = none
-	revision        int64
-	active          bool
-	paymentsEnabled bool
 }
 
 // state is keys.State in one byte. The zero state is refused as unknown: it is what an
@@ -105,6 +92,15 @@ func (m *sharded[K, V]) replace(k K, v V) {
 	shard.Store(&next)
 }
 
+// put is replace, or fill while the index is not published.
+func (m *sharded[K, V]) put(k K, v V, published bool) {
+	if published {
+		m.replace(k, v)
+	} else {
+		m.fill(k, v)
+	}
+}
+
 // fill adds to the shard in place. Only for an index no reader has yet.
 func (m *sharded[K, V]) fill(k K, v V) {
 	shard := m.shard(k)
@@ -129,12 +125,6 @@ func (m *sharded[K, V]) each(visit func(K, V)) {
 
 func newIndex() *index { return &index{byID: make(map[idHandle]uint64)} }
 
-func handleOf(organizationID string) (h organizationHandle) {
-	sum := sha256.Sum256(unsafe.Slice(unsafe.StringData(organizationID), len(organizationID)))
-	copy(h[:], sum[:])
-	return h
-}
-
 func idHandleOf(id string) (h idHandle) {
 	sum := sha256.Sum256([]byte(id))
 	copy(h[:], sum[:])
@@ -156,20 +146,16 @@ const (
 // applyKey brings a key's row into the index. published is false while the index is being
 // filled. Whatever conflicts is refused from then on, and never accepted again (I2).
 func (ix *index) applyKey(k *keys.Key, published bool) conflict {
-	put := ix.keys.fill
-	if published {
-		put = ix.keys.replace
-	}
 	id := idHandleOf(k.ID)
 	if before, ok := ix.byID[id]; ok && before != binary.BigEndian.Uint64(k.Digest[:]) {
-		ix.refuse(id, put)
+		ix.refuse(id, published)
 		if k.Genuine {
-			ix.put(k, id, put)
+			ix.put(k, id, published)
 		}
 		return otherDigest
 	}
 	if !k.Genuine {
-		ix.refuse(id, put)
+		ix.refuse(id, published)
 		return notGenuine
 	}
 	if before, ok := ix.keys.get(k.Digest); ok {
@@ -182,14 +168,14 @@ func (ix *index) applyKey(k *keys.Key, published bool) conflict {
 			return unrevoked
 		}
 	}
-	ix.put(k, id, put)
+	ix.put(k, id, published)
 	if stateOf(k.State) == stateRefused {
 		return stateUnknown
 	}
 	return noConflict
 }
 
-func (ix *index) put(k *keys.Key, id idHandle, put func(token.Digest, keyEntry)) {
+func (ix *index) put(k *keys.Key, id idHandle, published bool) {
 	e, known := ix.keys.get(k.Digest)
 	if !known {
 		e.id, e.name, e.organization = ix.texts.add(k.ID), ix.texts.add(k.Name), ix.texts.add(k.OrganizationID)
@@ -197,14 +183,14 @@ func (ix *index) put(k *keys.Key, id idHandle, put func(token.Digest, keyEntry))
 		ix.byID[id] = binary.BigEndian.Uint64(k.Digest[:])
 		ix.keyCount.Add(1)
 	}
-	e.owner = handleOf(k.OrganizationID)
+	e.owner = ix.organizations.place(k.OrganizationID, published)
 	e.createdAt, e.expiresAt = keys.Micros(k.CreatedAt), keys.Micros(k.ExpiresAt)
 	e.revision, e.state, e.live = k.Revision, stateOf(k.State), k.Environment == keys.Live
-	put(k.Digest, e)
+	ix.keys.put(k.Digest, e, published)
 }
 
 // refuse ends the entry a key id has, if it has one.
-func (ix *index) refuse(id idHandle, put func(token.Digest, keyEntry)) {
+func (ix *index) refuse(id idHandle, published bool) {
 	first, ok := ix.byID[id]
 	if !ok {
 		return
@@ -218,37 +204,19 @@ func (ix *index) refuse(id idHandle, put func(token.Digest, keyEntry)) {
 	for digest, e := range *p {
 		if binary.BigEndian.Uint64(digest[:]) == first && e.state != stateRevoked {
 			e.state = stateRefused
-			put(digest, e)
+			ix.keys.put(digest, e, published)
 			return
 		}
 	}
 }
 
-// applyOrganization brings an organization's row into the index. One that is not genuine counts
-// as switched off.
+// applyOrganization brings an organization's row into the index.
 func (ix *index) applyOrganization(o *keys.Organization, published bool) conflict {
-	h := handleOf(o.ID)
-	before, known := ix.organizations.get(h)
-	if known && o.Genuine && o.Revision < before.revision {
-		return wentBack
-	}
-	e := organizationEntry{id: before.id, revision: o.Revision, active: o.Active && o.Genuine, paymentsEnabled: o.PaymentsEnabled && o.Genuine}
-	if !known {
-		e.id = ix.texts.add(o.ID)
+	c, fresh := ix.organizations.apply(o, published)
+	if fresh {
 		ix.organizationCount.Add(1)
 	}
-	if o.ParentID != "" && o.Genuine {
-		e.parent = handleOf(o.ParentID)
-	}
-	if published {
-		ix.organizations.replace(h, e)
-	} else {
-		ix.organizations.fill(h, e)
-	}
-	if !o.Genuine {
-		return notGenuine
-	}
-	return noConflict
+	return c
 }
 
 // keepRevoked carries over from an older index what must never be accepted again, whatever the
@@ -266,6 +234,7 @@ func (ix *index) keepRevoked(older *index) (kept int) {
 			now = e
 			now.id, now.name = ix.texts.add(older.texts.get(e.id)), ix.texts.add(older.texts.get(e.name))
 			now.organization = ix.texts.add(older.texts.get(e.organization))
+			now.owner = ix.organizations.place(older.texts.get(e.organization), false)
 			now.slot = ix.uses.add(now.id)
 			ix.byID[idHandleOf(older.texts.get(e.id))] = binary.BigEndian.Uint64(d[:])
 			ix.keyCount.Add(1)
@@ -280,7 +249,7 @@ func (ix *index) keepRevoked(older *index) (kept int) {
 // found is what one look-up read: copies of the entries, taken before the clock is.
 type found struct {
 	key   keyEntry
-	owner organizationEntry
+	owner ownerState
 	child bool // the account asked for is an active child of the owner (V3)
 }
 
@@ -290,12 +259,9 @@ func (ix *index) find(d token.Digest, env keys.Environment, connectedAccountID s
 	if !ok || f.key.state == stateRefused || f.key.live != (env == keys.Live) {
 		return found{}, false
 	}
-	if f.owner, ok = ix.organizations.get(f.key.owner); !ok {
-		f.owner.active = true // never registered (C4)
-	}
+	f.owner = ix.organizations.state(f.key.owner)
 	if connectedAccountID != "" {
-		account, known := ix.organizations.get(handleOf(connectedAccountID))
-		f.child = known && account.active && account.parent == f.key.owner
+		f.child = ix.organizations.connected(connectedAccountID).childOf(f.key.owner)
 	}
 	return f, true
 }
@@ -304,11 +270,11 @@ func (ix *index) find(d token.Digest, env keys.Environment, connectedAccountID s
 func (ix *index) verdict(f *found, env keys.Environment, r *Request, now time.Time) Verdict {
 	e := &f.key
 	v := Verdict{
-		Reason:         keys.Judge(keys.Lifecycle{State: states[e.state], ExpiresAt: keys.FromMicros(e.expiresAt)}, f.owner.active, now),
+		Reason:         keys.Judge(keys.Lifecycle{State: states[e.state], ExpiresAt: keys.FromMicros(e.expiresAt)}, f.owner.has(ownerActive), now),
 		KeyID:          ix.texts.get(e.id),
 		OrganizationID: ix.texts.get(e.organization), KeyName: ix.texts.get(e.name),
 		Environment: env, CreatedAt: keys.FromMicros(e.createdAt), ExpiresAt: keys.FromMicros(e.expiresAt),
-		PaymentsEnabled: f.owner.paymentsEnabled,
+		PaymentsEnabled: f.owner.has(ownerPaymentsEnabled),
 	}
 	v.narrow(r, f.child)
 	return v
