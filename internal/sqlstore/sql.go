@@ -118,8 +118,10 @@ const (
 	readRevision   = `SELECT revision FROM meta WHERE one = 1`
 
 	registerNode = `INSERT INTO nodes (node_id, address, version, applied, renewed_at) VALUES ($1, $2, $3, -1, $4)`
-	renewNode    = `UPDATE nodes SET applied = $1, renewed_at = $2
-		WHERE node_id = $3 AND $1 = (SELECT revision FROM meta WHERE one = 1)`
+	// applied <= $1: PostgreSQL compares the revision in the statement's snapshot, waits for the row, and then looks at
+	// the row again but not at the revision. A late renewal must not put an older number over a newer one.
+	renewNode = `UPDATE nodes SET applied = $1, renewed_at = $2
+		WHERE node_id = $3 AND applied <= $1 AND $1 = (SELECT revision FROM meta WHERE one = 1)`
 	countNode   = `SELECT count(*) FROM nodes WHERE node_id = $1`
 	countBehind = `SELECT count(*) FROM nodes WHERE applied < $1`
 	fenceNodes  = `DELETE FROM nodes WHERE applied < $1 RETURNING node_id`
