@@ -24,6 +24,7 @@ type memoryFeed struct {
 	nodes         map[string]int64
 	uses          map[string]time.Time
 	away          bool
+	loseAnswers   int // of registrations that are carried out
 	lookUps       int
 	snapshots     int
 }
@@ -147,7 +148,17 @@ func (f *memoryFeed) RecordUses(ctx context.Context, used []keys.Use) error {
 }
 
 func (f *memoryFeed) Register(ctx context.Context, n keys.Node) error {
-	return f.locked(ctx, func() error { f.nodes[n.ID] = -1; return nil })
+	return f.locked(ctx, func() error {
+		if _, taken := f.nodes[n.ID]; taken {
+			return errors.New("this node is registered already")
+		}
+		f.nodes[n.ID] = -1
+		if f.loseAnswers > 0 {
+			f.loseAnswers--
+			return errors.New("the connection was cut after the commit")
+		}
+		return nil
+	})
 }
 
 func (f *memoryFeed) Renew(ctx context.Context, id string, applied int64) (r keys.Renewal, err error) {

@@ -55,8 +55,10 @@ func (v *Verifier) Run(ctx context.Context) {
 // serve registers this node and follows until it is fenced or ctx ends. The index outlives it: a
 // node that comes back catches up from what it has.
 func (v *Verifier) serve(ctx context.Context) {
-	node := keys.Node{ID: rand.Text(), Address: v.cfg.Address, Version: v.cfg.Version}
+	node := keys.Node{Address: v.cfg.Address, Version: v.cfg.Version}
 	if !v.retry(ctx, "register this node", func(ctx context.Context) error {
+		// A new id for each try: the row of one whose outcome is not known may be there, and nobody renews it.
+		node.ID = rand.Text()
 		return bounded(ctx, func(ctx context.Context) error { return v.cfg.Feed.Register(ctx, node) })
 	}) {
 		return
@@ -75,6 +77,7 @@ func (v *Verifier) serve(ctx context.Context) {
 			return
 		}
 	}
+	v.closeView()
 	v.counters.fenced.Add(1)
 	v.cfg.Logger.Warn("this node was fenced: it did not acknowledge a write in time; registering again")
 }
@@ -131,10 +134,15 @@ func (v *Verifier) leave(ctx context.Context, nodeID string) {
 	if ctx.Err() == nil {
 		return // fenced: the row is gone
 	}
+	v.closeView()
+	_ = bounded(context.WithoutCancel(ctx), func(ctx context.Context) error { return v.cfg.Feed.Leave(ctx, nodeID) })
+}
+
+// closeView drops the lease, so that nothing more is answered from memory.
+func (v *Verifier) closeView() {
 	if held := v.view.Load(); held != nil {
 		v.view.Store(&view{index: held.index, applied: held.applied})
 	}
-	_ = bounded(context.WithoutCancel(ctx), func(ctx context.Context) error { return v.cfg.Feed.Leave(ctx, nodeID) })
 }
 
 // renew acknowledges what is applied and extends the lease if nothing newer exists.
@@ -206,7 +214,7 @@ func (v *Verifier) catchUp(ctx context.Context) error {
 	if changes.Revision < held.applied {
 		v.counters.regressions.Add(1)
 		v.cfg.Logger.Error("the database went back to an older revision: a backup was restored, or a standby without the last writes took over", "applied", held.applied, "revision", changes.Revision)
-		v.view.Store(&view{index: held.index, applied: held.applied})
+		v.closeView()
 		return v.load(ctx)
 	}
 	v.writing.Lock()

@@ -295,6 +295,26 @@ func TestFencedNodeComesBack(t *testing.T) {
 	})
 }
 
+// A registration whose answer was lost is made again under a new id; the row it left is fenced by the
+// first write that finds it.
+func TestRegistrationWithALostAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		feed := newMemoryFeed()
+		feed.loseAnswers = 2
+		v, _ := start(t, feed, nil)
+		time.Sleep(time.Second)
+		if err := v.Ready(); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.Await(t.Context(), feed.write()); err != nil {
+			t.Fatal(err)
+		}
+		if n := feed.nodeCount(); n != 1 {
+			t.Errorf("%d node rows, want this node's alone", n)
+		}
+	})
+}
+
 // R5: a clean stop gives the lease back, so that no later write waits for this node.
 func TestR5StopGivesTheLeaseBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
