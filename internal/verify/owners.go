@@ -90,6 +90,7 @@ func (os *owners) apply(row *keys.Organization, published bool) (c conflict, fre
 	}
 	next := ownerRegistered
 	if row.Genuine {
+		os.revisions[o] = row.Revision // what a forged row claims must not keep out the row that repairs it
 		if row.Active {
 			next |= ownerActive
 		}
@@ -102,7 +103,6 @@ func (os *owners) apply(row *keys.Organization, published bool) (c conflict, fre
 	} else {
 		c = notGenuine
 	}
-	os.revisions[o] = row.Revision
 	(*os.blocks.Load())[o/ownersPerBlock][o%ownersPerBlock].Store(uint64(next))
 	return c, fresh
 }

@@ -193,7 +193,14 @@ func (v *Verifier) lookUp(ctx context.Context, d token.Digest, env keys.Environm
 		return Verdict{}, err
 	}
 	k, o := &found.Key, &found.Owner
-	if !k.Genuine || k.Environment != env || v.refused(d) {
+	// What this node once refused for good it never accepts again, whatever the database says (I2).
+	switch v.remembered(d) {
+	case stateRefused:
+		k.Genuine = false
+	case stateRevoked:
+		k.State = keys.StateRevoked
+	}
+	if !k.Genuine || k.Environment != env {
 		return Verdict{Reason: keys.Unknown}, nil
 	}
 	now := v.now()
@@ -212,15 +219,14 @@ func (v *Verifier) lookUp(ctx context.Context, d token.Digest, env keys.Environm
 	return verdict, nil
 }
 
-// refused reports whether this node once refused the secret for good: it never accepts it
-// again, whatever the database says (I2).
-func (v *Verifier) refused(d token.Digest) bool {
-	held := v.view.Load()
-	if held == nil {
-		return false
+// remembered returns the state this node last saw a key in, stateActive when it knows none.
+func (v *Verifier) remembered(d token.Digest) state {
+	if held := v.view.Load(); held != nil {
+		if e, ok := held.index.keys.get(d); ok {
+			return e.state
+		}
 	}
-	e, ok := held.index.keys.get(d)
-	return ok && (e.state == stateRefused || e.state == stateRevoked)
+	return stateActive
 }
 
 func (v *Verifier) now() time.Time {
