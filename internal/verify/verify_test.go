@@ -26,84 +26,104 @@ func reasonOf(v *Verifier, r Request) keys.Reason {
 	return verdict.Reason
 }
 
-// V1, V3, V5: each reason, and what narrows an otherwise valid key.
+// V1, V3, V5: each reason, and what narrows an otherwise valid key; the same from memory as from the primary.
 func TestV1Verdicts(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		feed := newMemoryFeed()
-		parent := func(id, parent string, active bool) keys.Organization {
-			return keys.Organization{ID: id, ParentID: parent, Active: active, Registered: true, Genuine: true, PaymentsEnabled: true}
-		}
-		live, liveKey := newKey(t, "org_a", keys.Live)
-		test, testKey := newKey(t, "org_never_put", keys.Test)
-		revoked, revokedKey := newKey(t, "org_a", keys.Live)
-		revokedKey.State = keys.StateRevoked
-		expired, expiredKey := newKey(t, "org_a", keys.Live)
-		expiredKey.ExpiresAt = time.Now().Add(time.Hour)
-		marked, markedKey := newKey(t, "org_a", keys.Live)
-		markedKey.State = keys.StateExpired
-		overlapping, overlappingKey := newKey(t, "org_a", keys.Live)
-		overlappingKey.State, overlappingKey.ExpiresAt = keys.StateOverlapping, time.Now().Add(2*time.Hour)
-		off, offKey := newKey(t, "org_off", keys.Test)
-		forged, forgedKey := newKey(t, "org_a", keys.Live)
-		forgedKey.Genuine = false
-		unknown, _ := newKey(t, "org_a", keys.Live)
-		disabled, disabledKey := newKey(t, "org_disabled", keys.Live)
-		disabledOrganization := parent("org_disabled", "", true)
-		disabledOrganization.PaymentsEnabled = false
-		feed.write(liveKey, testKey, revokedKey, expiredKey, markedKey, overlappingKey, offKey, forgedKey, disabledKey,
-			parent("org_a", "", true), parent("org_child", "org_a", true), parent("org_child_off", "org_a", false),
-			parent("org_other", "org_b", true), parent("org_off", "", false), disabledOrganization)
-		v, _ := start(t, feed, nil)
-		time.Sleep(time.Hour) // the bubble's clock: expiredKey's time is up to the microsecond
-		synctest.Wait()
+	t.Run("memory", func(t *testing.T) { synctest.Test(t, func(t *testing.T) { testVerdicts(t, true) }) })
+	t.Run("primary", func(t *testing.T) { synctest.Test(t, func(t *testing.T) { testVerdicts(t, false) }) })
+}
 
-		for _, tt := range []struct {
-			name string
-			r    Request
-			want keys.Reason
-		}{
-			{"valid", Request{Secret: live}, keys.Valid},
-			{"unregistered organization", Request{Secret: test}, keys.Valid}, // C4
-			{"overlapping", Request{Secret: overlapping}, keys.Valid},        // C24
-			{"payments disabled", Request{Secret: disabled}, keys.Valid},     // V5
-			{"malformed", Request{Secret: live[:len(live)-1]}, keys.Malformed},
-			{"empty", Request{}, keys.Malformed},
-			{"unknown", Request{Secret: unknown}, keys.Unknown},
-			{"not genuine", Request{Secret: forged}, keys.Unknown},
-			{"revoked", Request{Secret: revoked}, keys.Revoked},
-			{"expired at its very moment", Request{Secret: expired}, keys.Expired}, // C19
-			{"marked expired", Request{Secret: marked}, keys.Expired},
-			{"organization off", Request{Secret: off}, keys.OrganizationInactive},
-			{"same environment", Request{Secret: live, Environment: keys.Live}, keys.Valid},
-			{"other environment", Request{Secret: live, Environment: keys.Test}, keys.EnvironmentMismatch},
-			{"own child", Request{Secret: live, ConnectedAccountID: "org_child"}, keys.Valid},
-			{"child switched off", Request{Secret: live, ConnectedAccountID: "org_child_off"}, keys.ConnectedAccountForbidden},
-			{"foreign child", Request{Secret: live, ConnectedAccountID: "org_other"}, keys.ConnectedAccountForbidden},
-			{"itself", Request{Secret: live, ConnectedAccountID: "org_a"}, keys.ConnectedAccountForbidden},
-			{"nobody", Request{Secret: live, ConnectedAccountID: "org_nobody"}, keys.ConnectedAccountForbidden},
-			{"revoked wins over narrowing", Request{Secret: revoked, ConnectedAccountID: "org_other", Environment: keys.Test}, keys.Revoked},
-		} {
-			if got := reasonOf(v, tt.r); got != tt.want {
-				t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
-			}
-		}
+func testVerdicts(t *testing.T, memory bool) {
+	t.Helper()
+	feed := newMemoryFeed()
+	parent := func(id, parent string, active bool) keys.Organization {
+		return keys.Organization{ID: id, ParentID: parent, Active: active, Registered: true, Genuine: true, PaymentsEnabled: true}
+	}
+	live, liveKey := newKey(t, "org_a", keys.Live)
+	test, testKey := newKey(t, "org_never_put", keys.Test)
+	revoked, revokedKey := newKey(t, "org_a", keys.Live)
+	revokedKey.State = keys.StateRevoked
+	expired, expiredKey := newKey(t, "org_a", keys.Live)
+	expiredKey.ExpiresAt = time.Now().Add(time.Hour)
+	marked, markedKey := newKey(t, "org_a", keys.Live)
+	markedKey.State = keys.StateExpired
+	overlapping, overlappingKey := newKey(t, "org_a", keys.Live)
+	overlappingKey.State, overlappingKey.ExpiresAt = keys.StateOverlapping, time.Now().Add(2*time.Hour)
+	off, offKey := newKey(t, "org_off", keys.Test)
+	forged, forgedKey := newKey(t, "org_a", keys.Live)
+	forgedKey.Genuine = false
+	unknown, _ := newKey(t, "org_a", keys.Live)
+	disabled, disabledKey := newKey(t, "org_disabled", keys.Live)
+	disabledOrganization := parent("org_disabled", "", true)
+	disabledOrganization.PaymentsEnabled = false
+	orphan, orphanKey := newKey(t, "org_forged", keys.Live)
+	forgedOrganization, forgedChild := parent("org_forged", "", true), parent("org_child_forged", "org_a", true)
+	forgedOrganization.Genuine, forgedChild.Genuine = false, false
+	feed.write(liveKey, testKey, revokedKey, expiredKey, markedKey, overlappingKey, offKey, forgedKey, disabledKey, orphanKey, forgedOrganization, forgedChild,
+		parent("org_a", "", true), parent("org_child", "org_a", true), parent("org_child_off", "org_a", false),
+		parent("org_other", "org_b", true), parent("org_off", "", false), disabledOrganization)
+	v := idle(t, feed)
+	if memory {
+		v, _ = start(t, feed, nil)
+	}
+	time.Sleep(time.Hour) // the bubble's clock: expiredKey's time is up to the microsecond
+	synctest.Wait()
 
-		got, err := v.Verify(t.Context(), Request{Secret: live, ConnectedAccountID: "org_child"})
-		if err != nil {
-			t.Fatal(err)
+	for _, tt := range []struct {
+		name string
+		r    Request
+		want keys.Reason
+	}{
+		{"valid", Request{Secret: live}, keys.Valid},
+		{"unregistered organization", Request{Secret: test}, keys.Valid}, // C4
+		{"overlapping", Request{Secret: overlapping}, keys.Valid},        // C24
+		{"payments disabled", Request{Secret: disabled}, keys.Valid},     // V5
+		{"malformed", Request{Secret: live[:len(live)-1]}, keys.Malformed},
+		{"empty", Request{}, keys.Malformed},
+		{"unknown", Request{Secret: unknown}, keys.Unknown},
+		{"not genuine", Request{Secret: forged}, keys.Unknown},
+		{"revoked", Request{Secret: revoked}, keys.Revoked},
+		{"expired at its very moment", Request{Secret: expired}, keys.Expired}, // C19
+		{"marked expired", Request{Secret: marked}, keys.Expired},
+		{"organization off", Request{Secret: off}, keys.OrganizationInactive},
+		{"organization not genuine", Request{Secret: orphan}, keys.OrganizationInactive},
+		{"same environment", Request{Secret: live, Environment: keys.Live}, keys.Valid},
+		{"other environment", Request{Secret: live, Environment: keys.Test}, keys.EnvironmentMismatch},
+		{"own child", Request{Secret: live, ConnectedAccountID: "org_child"}, keys.Valid},
+		{"child switched off", Request{Secret: live, ConnectedAccountID: "org_child_off"}, keys.ConnectedAccountForbidden},
+		{"child not genuine", Request{Secret: live, ConnectedAccountID: "org_child_forged"}, keys.ConnectedAccountForbidden},
+		{"foreign child", Request{Secret: live, ConnectedAccountID: "org_other"}, keys.ConnectedAccountForbidden},
+		{"itself", Request{Secret: live, ConnectedAccountID: "org_a"}, keys.ConnectedAccountForbidden},
+		{"nobody", Request{Secret: live, ConnectedAccountID: "org_nobody"}, keys.ConnectedAccountForbidden},
+		{"revoked wins over narrowing", Request{Secret: revoked, ConnectedAccountID: "org_other", Environment: keys.Test}, keys.Revoked},
+	} {
+		if got := reasonOf(v, tt.r); got != tt.want {
+			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
 		}
-		want := Verdict{Reason: keys.Valid, KeyID: liveKey.ID, OrganizationID: "org_a", KeyName: liveKey.Name, Environment: keys.Live,
-			CreatedAt: liveKey.CreatedAt, ConnectedAccountID: "org_child", PaymentsEnabled: true}
-		if diff := cmp.Diff(want, got); diff != "" {
-			t.Errorf("verdict (-want +got):\n%s", diff)
+	}
+
+	got, err := v.Verify(t.Context(), Request{Secret: live, ConnectedAccountID: "org_child"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Verdict{Reason: keys.Valid, KeyID: liveKey.ID, OrganizationID: "org_a", KeyName: liveKey.Name, Environment: keys.Live,
+		CreatedAt: liveKey.CreatedAt, ConnectedAccountID: "org_child", PaymentsEnabled: true}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("verdict (-want +got):\n%s", diff)
+	}
+	for _, secret := range []string{disabled, orphan} {
+		if got, _ := v.Verify(t.Context(), Request{Secret: secret}); got.KeyID == "" || got.PaymentsEnabled {
+			t.Error("payments_enabled is true for an organization whose payments are disabled, or whose row is not genuine") // V5
 		}
-		if got, _ := v.Verify(t.Context(), Request{Secret: disabled}); got.PaymentsEnabled {
-			t.Error("payments_enabled is true for an organization whose payments are disabled") // V5
-		}
-		if feed.lookUps != 0 {
-			t.Errorf("%d verifications reached the database under a good lease", feed.lookUps) // P2
-		}
-	})
+	}
+	got, err = v.Verify(t.Context(), Request{Secret: expired})
+	want = Verdict{Reason: keys.Expired, KeyID: expiredKey.ID, OrganizationID: "org_a", KeyName: expiredKey.Name, Environment: keys.Live,
+		CreatedAt: expiredKey.CreatedAt, ExpiresAt: expiredKey.ExpiresAt.UTC().Truncate(time.Microsecond), PaymentsEnabled: true}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("verdict about an expired key (-want +got):\n%s%v", diff, err)
+	}
+	if memory && feed.lookUps != 0 {
+		t.Errorf("%d verifications reached the database under a good lease", feed.lookUps) // P2
+	}
 }
 
 // P2: nothing is allocated on the way.
@@ -142,6 +162,7 @@ func TestR5DatabaseAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		feed := newMemoryFeed()
 		secret, key := newKey(t, "org_a", keys.Live)
+		unknown, _ := newKey(t, "org_a", keys.Live)
 		feed.write(key)
 		v, _ := start(t, feed, func(c *Config) { c.Lease = 10 * time.Second; c.Poll = time.Second })
 		synctest.Wait()
@@ -160,6 +181,9 @@ func TestR5DatabaseAway(t *testing.T) {
 		}
 		if v.Ready() == nil {
 			t.Error("ready without a lease")
+		}
+		if got := reasonOf(v, Request{Secret: unknown}); got != "undecided" {
+			t.Errorf("%s for a secret that is not in memory: it may have been created meanwhile", got)
 		}
 		if got := reasonOf(v, Request{Secret: "sk_nonsense"}); got != keys.Malformed {
 			t.Errorf("%s for a malformed secret: that needs no database", got)
@@ -208,12 +232,19 @@ func TestC23AwaitShowsTheWrite(t *testing.T) {
 		}
 		synctest.Wait()
 		secret, key := newKey(t, "org_a", keys.Live)
+		organization := keys.Organization{ID: "org_a", Active: true, Registered: true, Genuine: true}
 		for _, step := range []struct {
-			state keys.State
-			want  keys.Reason
-		}{{keys.StateActive, keys.Valid}, {keys.StateRevoked, keys.Revoked}} {
-			key.State = step.state
-			revision := feed.write(key)
+			state  keys.State
+			active bool // the organization
+			want   keys.Reason
+		}{
+			{keys.StateActive, true, keys.Valid},
+			{keys.StateActive, false, keys.OrganizationInactive}, // O1, V5
+			{keys.StateActive, true, keys.Valid},
+			{keys.StateRevoked, true, keys.Revoked},
+		} {
+			key.State, organization.Active = step.state, step.active
+			revision := feed.write(key, organization)
 			if err := nodes[0].Await(t.Context(), revision); err != nil {
 				t.Fatal(err)
 			}
@@ -291,6 +322,9 @@ func TestFencedNodeComesBack(t *testing.T) {
 		}
 		if n := v.Stats().Fenced; n != 1 {
 			t.Errorf("fenced %d times, want 1", n)
+		}
+		if feed.snapshots != 1 {
+			t.Errorf("%d snapshots: a node that comes back catches up from what it has", feed.snapshots)
 		}
 	})
 }
