@@ -811,11 +811,29 @@ func TestC24Roll(t *testing.T) {
 			t.Errorf("during the overlap: %+v", v)
 		}
 	}
+	shown := func() (got [2]string) { // the successor's line in the list, and the old key's
+		for _, k := range decode[api.KeyList](t, f.do(ask{method: "GET", url: f.keysURL(), user: user}).body).Keys {
+			line := fmt.Sprint(k.Status, " ", k.IsActive)
+			switch k.APIKeyID {
+			case next.APIKeyID:
+				got[0] = line
+			case old.APIKeyID:
+				got[1] = line
+			}
+		}
+		return got
+	}
+	if got, want := shown(), [2]string{"active true", "overlapping true"}; got != want { // C19
+		t.Errorf("listed during the overlap: %q, want %q", got, want)
+	}
 	f.do(ask{method: "POST", url: url, user: user}).refused(t, 409, api.KeyNotActive, "")
 	f.do(ask{method: "POST", url: f.keysURL() + "/" + next.APIKeyID + "/roll", user: user}).refused(t, 429, api.RateLimited, "")
 	f.later(time.Hour)
 	if v := f.verify(old.Key, ""); v.Valid || v.Reason != "expired" {
 		t.Errorf("after the overlap: %+v", v)
+	}
+	if got, want := shown(), [2]string{"active true", "expired false"}; got != want { // C19
+		t.Errorf("listed after the overlap: %q, want %q", got, want)
 	}
 	last := f.issued(f.do(ask{method: "POST", url: f.keysURL() + "/" + next.APIKeyID + "/roll", user: user, raw: strings.NewReader(""), header: http.Header{"Content-Type": nil}}))
 	if v := f.verify(next.Key, ""); v.Valid {

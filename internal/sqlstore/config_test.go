@@ -1,9 +1,39 @@
 package sqlstore
 
 import (
+	"errors"
+	"fmt"
+	"io"
 	"strings"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
+
+// C23: a COMMIT that failed certainly left nothing behind only when the server said so; of everything else the
+// outcome is not known.
+func TestC23WhatIsKnownOfAFailedCommit(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		err  error
+		want bool
+	}{
+		{"the server said ERROR", &pgconn.PgError{SeverityUnlocalized: "ERROR", Code: "40001"}, true},
+		{"the same in another language", &pgconn.PgError{Severity: "FEHLER", SeverityUnlocalized: "ERROR"}, true},
+		{"wrapped", fmt.Errorf("commit: %w", &pgconn.PgError{SeverityUnlocalized: "ERROR"}), true},
+		{"the server answered ROLLBACK", pgx.ErrTxCommitRollback, true},
+		{"FATAL: it was told to stop", &pgconn.PgError{SeverityUnlocalized: "FATAL", Code: "57P01"}, false},
+		{"PANIC", &pgconn.PgError{SeverityUnlocalized: "PANIC"}, false},
+		{"no severity", &pgconn.PgError{Code: "40001"}, false},
+		{"the connection broke", io.ErrUnexpectedEOF, false},
+		{"anything else", errors.New("who knows"), false},
+	} {
+		if got := postgresRolledBack(test.err); got != test.want {
+			t.Errorf("%s: rolled back for certain %v, want %v", test.name, got, test.want)
+		}
+	}
+}
 
 func TestPlaintextToAnotherMachineIsRefused(t *testing.T) {
 	for _, test := range []struct {

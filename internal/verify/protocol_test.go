@@ -365,6 +365,35 @@ func TestC23EachRegistrationHasItsOwnID(t *testing.T) {
 	})
 }
 
+// C23: a node that learns it was fenced answers nothing from memory until it is registered again, whatever is left of its
+// lease.
+func TestC23FencedNodeAnswersNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		feed := &interceptedFeed{memoryFeed: newMemoryFeed()}
+		secret, key := newKey(t, "org_a", keys.Live)
+		feed.write(key)
+		feed.renew = func(_ context.Context, next func() (keys.Renewal, error)) (keys.Renewal, error) {
+			renewal, err := next()
+			if renewal == keys.Fenced {
+				feed.setAway(true)
+			}
+			return renewal, err
+		}
+		v, _ := start(t, feed, nil)
+		synctest.Wait()
+		if got := reasonOf(v, Request{Secret: secret}); got != keys.Valid {
+			t.Fatal(got)
+		}
+		feed.mu.Lock()
+		clear(feed.nodes)
+		feed.mu.Unlock()
+		time.Sleep(time.Second)
+		if got := reasonOf(v, Request{Secret: secret}); got != "undecided" || v.Ready() == nil {
+			t.Errorf("%s, ready %v, from a node that was fenced", got, v.Ready())
+		}
+	})
+}
+
 // R5: a statement that is never answered is given up, and tried again.
 func TestR5StatementWithoutAnAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
