@@ -41,6 +41,16 @@ func (s *interceptedStore) Key(ctx context.Context, id string) (keys.Key, error)
 	return k, err
 }
 
+func (s *interceptedStore) Organizations(ctx context.Context, after string, limit int) ([]keys.Organization, error) {
+	all, err := s.Store.Organizations(ctx, after, limit)
+	for i := range all {
+		if s.organization != nil {
+			s.organization(&all[i], false)
+		}
+	}
+	return all, err
+}
+
 func (s *interceptedStore) Keys(ctx context.Context, q keys.KeyQuery) ([]keys.UsedKey, error) {
 	all, err := s.Store.Keys(ctx, q)
 	for i := range all {
@@ -623,6 +633,7 @@ func TestP5ForgedOverlap(t *testing.T) {
 func TestP5ForgedOrganization(t *testing.T) {
 	f := open(t, sqlstore.SQLite, nil)
 	f.put(t, keys.OrganizationRequest{ID: "org_a"})
+	f.put(t, keys.OrganizationRequest{ID: "org_c"})
 	f.clock.advance(time.Hour)
 	s := f.through(t, &interceptedStore{organization: func(o *keys.Organization, _ bool) { o.Genuine = o.ID != "org_a" }})
 	ctx := t.Context()
@@ -634,6 +645,28 @@ func TestP5ForgedOrganization(t *testing.T) {
 	}
 	if _, err := s.PutOrganization(ctx, keys.Operator{}, keys.OrganizationRequest{ID: "org_b", ParentID: ptr("org_a")}); refusal(t, err).Param != "parent_organization_id" {
 		t.Errorf("as a parent: %v", err)
+	}
+	if o, err := s.Organization(ctx, "org_a"); code(err) != api.Unavailable {
+		t.Errorf("get: %+v, %v", o, err)
+	}
+	f.put(t, keys.OrganizationRequest{ID: "org_0"})
+	for _, limit := range []int{1, 100} { // a page that ends with the forged row goes on after it
+		var got []string
+		for after := ""; ; {
+			page, next, err := s.Organizations(ctx, after, limit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, o := range page {
+				got = append(got, o.ID)
+			}
+			if after = next; after == "" {
+				break
+			}
+		}
+		if diff := gocmp.Diff([]string{"org_0", "org_c"}, got); diff != "" {
+			t.Errorf("listed by %d (-want +got):\n%s", limit, diff)
+		}
 	}
 	if o, err := s.PutOrganization(ctx, keys.Operator{}, keys.OrganizationRequest{ID: "org_a"}); err != nil || !o.CreatedAt.Equal(f.clock.Now()) {
 		t.Errorf("put again: %+v, %v", o, err)

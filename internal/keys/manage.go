@@ -271,7 +271,7 @@ func checkParent(ctx context.Context, tx Tx, o Organization) error {
 	return nil
 }
 
-// Organization returns a registered organization.
+// Organization returns a registered organization. What a row that is not genuine says is not answered.
 func (s *Service) Organization(ctx context.Context, id string) (Organization, error) {
 	notFound := &Error{Code: api.OrganizationNotFound, Detail: "No organization with this id is registered."}
 	if !ValidOrganizationID(id) {
@@ -284,24 +284,33 @@ func (s *Service) Organization(ctx context.Context, id string) (Organization, er
 	if !o.Registered {
 		return Organization{}, notFound
 	}
+	if !o.Genuine {
+		return Organization{}, undecided(fmt.Errorf("organization %s: %w: put it again", id, ErrTampered))
+	}
 	return o, nil
 }
 
-// Organizations returns up to limit organizations with an id after the one given, and whether
-// there are more.
-func (s *Service) Organizations(ctx context.Context, after string, limit int) ([]Organization, bool, error) {
+// Organizations returns up to limit organizations with an id after the one given, by id, and the id to go on
+// after; empty when there are no more. Rows that are not genuine are left out, as in List.
+func (s *Service) Organizations(ctx context.Context, after string, limit int) (found []Organization, next string, err error) {
 	if limit < 1 || limit > maxPage {
-		return nil, false, Invalid("limit", fmt.Sprintf("limit must be a whole number from 1 to %d.", maxPage))
+		return nil, "", Invalid("limit", fmt.Sprintf("limit must be a whole number from 1 to %d.", maxPage))
 	}
 	if after != "" && !ValidOrganizationID(after) {
-		return nil, false, Invalid("cursor", "cursor must be the next_cursor of an earlier page.")
+		return nil, "", Invalid("cursor", "cursor must be the next_cursor of an earlier page.")
 	}
 	list, err := s.cfg.Store.Organizations(ctx, after, limit+1)
 	if err != nil {
-		return nil, false, undecided(err)
+		return nil, "", undecided(err)
 	}
 	if len(list) > limit {
-		return list[:limit], true, nil
+		list = list[:limit]
+		next = list[limit-1].ID
 	}
-	return list, false, nil
+	for _, o := range list {
+		if o.Genuine {
+			found = append(found, o)
+		}
+	}
+	return found, next, nil
 }

@@ -891,13 +891,13 @@ func TestO1Organizations(t *testing.T) {
 		if _, err := f.Organization(t.Context(), "org_nobody"); code(err) != api.OrganizationNotFound {
 			t.Error(err)
 		}
-		first, more, err := f.Organizations(t.Context(), "", 2)
-		if err != nil || !more || len(first) != 2 || first[0].ID != "org_child" {
-			t.Errorf("%+v %v %v", first, more, err)
+		first, next, err := f.Organizations(t.Context(), "", 2)
+		if err != nil || next != "org_parent" || len(first) != 2 || first[0].ID != "org_child" {
+			t.Errorf("%+v %v %v", first, next, err)
 		}
-		rest, more, err := f.Organizations(t.Context(), first[1].ID, 2)
-		if err != nil || more || len(rest) != 1 || rest[0].ID != "org_single" {
-			t.Errorf("%+v %v %v", rest, more, err)
+		rest, next, err := f.Organizations(t.Context(), next, 2)
+		if err != nil || next != "" || len(rest) != 1 || rest[0].ID != "org_single" {
+			t.Errorf("%+v %v %v", rest, next, err)
 		}
 	})
 }

@@ -80,21 +80,21 @@ func (x *exchange) limit(most int) (int, error) {
 }
 
 func (s *Server) listOrganizations(ctx context.Context, _ keys.Call, p page) (answer, error) {
-	rows, more, err := s.cfg.Service.Organizations(ctx, p.after, p.limit)
+	rows, next, err := s.cfg.Service.Organizations(ctx, p.after, p.limit)
 	if err != nil {
 		return answer{}, err
 	}
-	list := api.OrganizationList{Organizations: make([]api.Organization, 0, len(rows)), HasMore: more}
+	list := api.OrganizationList{Organizations: make([]api.Organization, 0, len(rows)), HasMore: next != ""}
 	for i := range rows {
 		list.Organizations = append(list.Organizations, organization(&rows[i]))
 	}
-	if more {
-		list.NextCursor = &rows[len(rows)-1].ID
+	if list.HasMore {
+		list.NextCursor = &next
 	}
 	return answer{body: list}, nil
 }
 
-// organization is o on the wire (O1). One whose row is not genuine counts as switched off.
+// organization is o on the wire (O1).
 func organization(o *keys.Organization) api.Organization {
 	out := api.Organization{
 		OrganizationID: o.ID, Name: o.Name, PaymentsEnabled: o.PaymentsEnabled,

@@ -215,6 +215,7 @@ func (v *Verifier) catchUp(ctx context.Context) error {
 		v.counters.regressions.Add(1)
 		v.cfg.Logger.Error("the database went back to an older revision: a backup was restored, or a standby without the last writes took over", "applied", held.applied, "revision", changes.Revision)
 		v.closeView()
+		v.flush(ctx) // the uses go with the index they are noted in
 		return v.load(ctx)
 	}
 	v.writing.Lock()
