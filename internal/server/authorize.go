@@ -37,11 +37,8 @@ func (s *Server) authorize(x *exchange) error {
 		return unauthorized()
 	}
 	r := verify.Request{Secret: secret, Environment: env}
-	switch accounts := h["X-Connected-Account-Id"]; {
-	case len(accounts) == 1 && accounts[0] != "":
-		r.ConnectedAccountID = accounts[0]
-	case len(accounts) > 0:
-		r.ConnectedAccountID = notAnAccount
+	if r.ConnectedAccountID, err = connectedAccount(h, nil); err != nil {
+		return err
 	}
 	verdict, err := s.decide(x, doorAuthorize, r)
 	switch {
@@ -66,6 +63,27 @@ func (s *Server) authorize(x *exchange) error {
 	}
 	x.WriteHeader(http.StatusOK)
 	return nil
+}
+
+// connectedAccount returns the account that X-Connected-Account-ID or the body's member of that meaning
+// narrows to, empty when neither was sent. They must agree when both were: a caller that looks at one alone must
+// not act for another account than the one that was verified (V3).
+func connectedAccount(h http.Header, inBody *string) (string, error) {
+	values := h["X-Connected-Account-Id"]
+	if len(values) == 0 {
+		if inBody == nil {
+			return "", nil
+		}
+		return *inBody, nil
+	}
+	account := notAnAccount
+	if len(values) == 1 && values[0] != "" {
+		account = values[0]
+	}
+	if inBody != nil && *inBody != account {
+		return "", keys.Invalid("connected_account_id", "connected_account_id and the header X-Connected-Account-ID differ. Send one of them.")
+	}
+	return account, nil
 }
 
 // unauthorized is the one answer to every credential that is not accepted, whatever the reason (V2).

@@ -117,6 +117,59 @@ func TestV1Verify(t *testing.T) {
 	p.do(ask{method: "GET", url: url}).refused(t, 405, api.MethodNotAllowed, "")
 }
 
+// V3: the header narrows POST /v1/verify and POST /v1/introspect as it narrows /v1/authorize. What differs from the
+// body, or names no account, is never accepted.
+func TestV3HeaderNarrows(t *testing.T) {
+	p := newPeople(t)
+	for _, tt := range []struct {
+		name    string
+		header  []string
+		account string // in the body; empty = not sent
+		reason  string // empty = 400
+		acting  string
+	}{
+		{"its child", []string{"org_child"}, "", "valid", "org_child"},
+		{"its child in both", []string{"org_child"}, "org_child", "valid", "org_child"},
+		{"another's child", []string{"org_stranger"}, "", "connected_account_forbidden", ""},
+		{"itself", []string{"org_live"}, "", "connected_account_forbidden", ""},
+		{"empty", []string{""}, "", "connected_account_forbidden", ""},
+		{"twice", []string{"org_child", "org_child"}, "", "connected_account_forbidden", ""},
+		{"no account", []string{"-"}, "-", "connected_account_forbidden", ""},
+		{"another than the body's", []string{"org_stranger"}, "org_child", "", ""},
+		{"another body's", []string{"org_child"}, "org_stranger", "", ""},
+		{"empty and the body's", []string{""}, "org_child", "", ""},
+		{"twice and the body's", []string{"org_child", "org_child"}, "org_child", "", ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			body, form := `{"key":"`+p.live.Key+`"}`, url.Values{"token": {p.live.Key}}
+			if tt.account != "" {
+				body = `{"key":"` + p.live.Key + `","connected_account_id":"` + tt.account + `"}`
+				form.Set("connected_account_id", tt.account)
+			}
+			got := p.do(ask{method: "POST", url: p.internal + "/v1/verify", body: body, header: http.Header{"X-Connected-Account-Id": tt.header}})
+			if tt.reason == "" {
+				got.refused(t, 400, api.InvalidRequest, "connected_account_id")
+			} else if v := decode[api.Verdict](t, got.body); got.status != 200 || v.Reason != tt.reason || v.ConnectedAccountID != tt.acting {
+				t.Errorf("verify: %d %s", got.status, got.body)
+			}
+			got = p.do(ask{method: "POST", url: p.internal + "/v1/introspect", body: form.Encode(), header: http.Header{
+				"Content-Type": {"application/x-www-form-urlencoded"}, "X-Connected-Account-Id": tt.header}})
+			if tt.reason != "valid" {
+				if got.status != 200 || got.body != `{"active":false}` {
+					t.Errorf("introspect: %d %s", got.status, got.body)
+				}
+			} else if !strings.Contains(got.body, `"connected_account_id":"`+tt.acting+`"`) {
+				t.Errorf("introspect: %d %s", got.status, got.body)
+			}
+		})
+	}
+	got := p.do(ask{method: "POST", url: p.internal + "/v1/introspect", body: "connected_account_id=&token=" + p.live.Key, header: http.Header{
+		"Content-Type": {"application/x-www-form-urlencoded"}, "X-Connected-Account-Id": {"org_child"}}})
+	if got.status != 200 || got.body != `{"active":false}` {
+		t.Errorf("an empty one in the form: %d %s", got.status, got.body)
+	}
+}
+
 // V5: a switched-off organization is refused at once and back when it is back on.
 func TestV5SwitchedOff(t *testing.T) {
 	f := newFixture(t)
@@ -311,12 +364,19 @@ func TestV4Introspect(t *testing.T) {
 		"malformed": {"token": {"x"}}, "unknown": {"token": {p.unknown}}, "revoked": {"token": {p.revoked.Key}}, "expired": {"token": {p.expired.Key}},
 		"switched off": {"token": {p.off.Key}}, "another's child": {"token": {p.live.Key}, "connected_account_id": {"org_stranger"}},
 		"account empty": {"token": {p.live.Key}, "connected_account_id": {""}}, "a user's token": {"token": {p.token("u2", "org_live")}},
-		"NUL": {"token": {"\x00"}}, "long": {"token": {strings.Repeat("x", 10_000)}},
+		"the other environment": {"token": {p.live.Key}, "env": {"test"}},
+		"NUL":                   {"token": {"\x00"}}, "long": {"token": {strings.Repeat("x", 10_000)}},
 	} {
 		if got := introspect(values); got.status != 200 || got.body != `{"active":false}` || got.header.Get("Cache-Control") != "no-store" {
 			t.Errorf("%s: %d %s", name, got.status, got.body)
 		}
 	}
+	if got := introspect(url.Values{"token": {p.live.Key}, "env": {"live"}}); !strings.Contains(got.body, `"active":true`) {
+		t.Errorf("its environment: %s", got.body)
+	}
+	introspect(url.Values{"token": {"x"}, "env": {"prod"}}).refused(t, 400, api.InvalidRequest, "env")
+	introspect(url.Values{"token": {"x"}, "env": {""}}).refused(t, 400, api.InvalidRequest, "env")
+	introspect(url.Values{"token": {"x"}, "env": {"live", "live"}}).refused(t, 400, api.InvalidRequest, "env")
 	introspect(url.Values{}).refused(t, 400, api.InvalidRequest, "token")
 	introspect(url.Values{"x": {"1"}}).refused(t, 400, api.InvalidRequest, "token")
 	introspect(url.Values{"token": {""}}).refused(t, 400, api.InvalidRequest, "token")

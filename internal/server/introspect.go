@@ -30,7 +30,7 @@ func (s *Server) introspect(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range [...]string{"token", "connected_account_id"} {
+	for _, name := range [...]string{"token", "connected_account_id", "env"} {
 		if len(form[name]) > 1 {
 			return keys.Invalid(name, name+" must be given once.") // RFC 6749 section 3.2
 		}
@@ -38,10 +38,15 @@ func (s *Server) introspect(x *exchange) error {
 	if form.Get("token") == "" {
 		return keys.Invalid("token", "token is required: the secret to introspect.")
 	}
-	r := verify.Request{Secret: form.Get("token"), ConnectedAccountID: form.Get("connected_account_id")}
-	if form.Has("connected_account_id") && r.ConnectedAccountID == "" {
-		r.ConnectedAccountID = notAnAccount
+	r := verify.Request{Secret: form.Get("token")}
+	if r.Environment, err = environment("env", parameter(form, "env")); err != nil {
+		return err
 	}
+	account, err := connectedAccount(x.r.Header, parameter(form, "connected_account_id"))
+	if form.Has("connected_account_id") && account == "" || err != nil {
+		account = notAnAccount // a form that cannot be meant is one more token that is not accepted
+	}
+	r.ConnectedAccountID = account
 	verdict, err := s.decide(x, doorIntrospect, r)
 	if err != nil {
 		return err
@@ -61,6 +66,14 @@ func (s *Server) introspect(x *exchange) error {
 		body.ExpiresAt = verdict.ExpiresAt.Unix()
 	}
 	return x.answer(answer{body: body})
+}
+
+// parameter returns a form's parameter, nil when it was not given. It is known to be given once at most.
+func parameter(form url.Values, name string) *string {
+	if list := form[name]; len(list) > 0 {
+		return &list[0]
+	}
+	return nil
 }
 
 // readForm reads the body as a form. Parameters that are not known are ignored (RFC 7662 section 2.1).

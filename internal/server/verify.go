@@ -42,11 +42,11 @@ func (s *Server) verify(x *exchange) error {
 		return keys.Invalid("key", "key is required: the secret to verify.")
 	}
 	r := verify.Request{Secret: *asked.secret}
-	if asked.account != nil {
-		if *asked.account == "" {
-			return keys.Invalid("connected_account_id", "connected_account_id must name an organization; leave it out to ask for the key's own.")
-		}
-		r.ConnectedAccountID = *asked.account
+	if asked.account != nil && *asked.account == "" {
+		return keys.Invalid("connected_account_id", "connected_account_id must name an organization; leave it out to ask for the key's own.")
+	}
+	if r.ConnectedAccountID, err = connectedAccount(x.r.Header, asked.account); err != nil {
+		return err
 	}
 	if r.Environment, err = environment("env", asked.env); err != nil {
 		return err
