@@ -8,19 +8,15 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-// lockFile takes the exclusive lock that keeps a second process off the database, or says
-// so at once. The system releases it when the process ends, however it ends.
-func lockFile(path string) (unlock func() error, err error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
+// lock takes the exclusive lock that keeps a second process off the database file, or says
+// so at once. The system releases it when the process ends, however it ends. unlock closes f; after an
+// error f is the caller's.
+func lock(f *os.File) (unlock func() error, err error) {
+	// A lock keeps others from reading what it covers: this one covers a byte that no database reaches.
+	place := windows.Overlapped{OffsetHigh: 1 << 30}
+	err = windows.LockFileEx(windows.Handle(f.Fd()), windows.LOCKFILE_EXCLUSIVE_LOCK|windows.LOCKFILE_FAIL_IMMEDIATELY, 0, 1, 0, &place)
+	if errors.Is(err, windows.ERROR_LOCK_VIOLATION) {
+		err = fmt.Errorf("sqlstore: another process has this database open (%s is locked); stop it first, or use PostgreSQL for several nodes", f.Name())
 	}
-	err = windows.LockFileEx(windows.Handle(f.Fd()), windows.LOCKFILE_EXCLUSIVE_LOCK|windows.LOCKFILE_FAIL_IMMEDIATELY, 0, 1, 0, new(windows.Overlapped))
-	if err != nil {
-		if errors.Is(err, windows.ERROR_LOCK_VIOLATION) {
-			err = fmt.Errorf("sqlstore: another process has this database open (%s is locked); stop it first, or use PostgreSQL for several nodes", path)
-		}
-		return nil, errors.Join(err, f.Close())
-	}
-	return f.Close, nil
+	return f.Close, err
 }

@@ -1,6 +1,7 @@
 package sqlstore_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -63,8 +64,11 @@ func TestSQLiteFilesAreTheOwnersAlone(t *testing.T) {
 		}
 	}
 	check(folder, 0o700)
-	for _, suffix := range []string{"", "-wal", "-shm", ".lock"} {
+	for _, suffix := range []string{"", "-wal", "-shm"} {
 		check(path+suffix, 0o600)
+	}
+	if files, err := os.ReadDir(folder); err != nil || len(files) != 3 {
+		t.Errorf("the folder has %v, %v; want the database's three files", files, err)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
@@ -81,19 +85,33 @@ func TestSQLiteFilesAreTheOwnersAlone(t *testing.T) {
 	check(path, 0o600)
 }
 
+// The lock is on the file itself: no name of it leads a second process in, nor does the removal
+// of any other file.
 func TestSQLiteOpensForOneProcess(t *testing.T) {
+	const refusal = "another process has this database open"
 	folder := t.TempDir()
-	path, link := filepath.Join(folder, "keyward.db"), filepath.Join(folder, "link.db")
+	at := func(name string) string { return filepath.Join(folder, name) }
+	path := at("keyward.db")
 	o := sqlstore.Options{URL: "sqlite:" + path, Ring: newRing(t, newLine(t, "m1"))}
 	s, err := sqlstore.Open(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink(path, link); err != nil {
+	if err := errors.Join(os.Symlink(path, at("symbolic.db")), os.Link(path, at("hard.db"))); err != nil {
 		t.Fatal(err)
 	}
-	refused(t, o, "another process has this database open")
-	refused(t, withURL(o, "sqlite:"+link), "another process has this database open")
+	stray, err := filepath.Glob(at("*lock*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range stray {
+		if err := os.Remove(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"keyward.db", "symbolic.db", "hard.db"} {
+		refused(t, withURL(o, "sqlite:"+at(name)), refusal)
+	}
 	if _, _, err := sqlstore.Migrate(t.Context(), o); err == nil {
 		t.Error("Migrate went around the process that has the database open")
 	}

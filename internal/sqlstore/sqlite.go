@@ -18,17 +18,13 @@ import (
 var oldestSQLite = [3]int{3, 51, 3}
 
 func openSQLite(ctx context.Context, path string) (_ *engine, err error) {
-	path, err = prepareFile(path)
-	if err != nil {
-		return nil, err
-	}
-	unlock, err := lockFile(path + ".lock")
+	path, unlock, err := lockedFile(path)
 	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			unlock()
+			err = errors.Join(err, unlock())
 		}
 	}()
 
@@ -70,28 +66,39 @@ func sqliteDSN(path string, parameters ...string) string {
 	return u.String() + "?" + strings.Join(parameters, "&")
 }
 
-// prepareFile makes the database file, readable by its owner alone, and the folder it is in, and
-// returns its one true path: two names of one file must take the same lock.
-func prepareFile(path string) (string, error) {
-	path, err := filepath.Abs(path)
+// lockedFile makes the database file, readable by its owner alone, and the folder it is in, locks
+// it for this process, and returns its path without symbolic links.
+//
+// The lock is on the file itself, whatever name it was reached by. POSIX drops all locks of a
+// process on a file, SQLite's too, when the process closes any descriptor of it. So the
+// one that is locked is opened before SQLite's, and unlock, which closes it, comes after SQLite has
+// closed its own.
+func lockedFile(path string) (_ string, unlock func() error, err error) {
+	path, err = filepath.Abs(path)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return "", err
+		return "", nil, err
 	}
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return "", err
+		return "", nil, err
+	}
+	if unlock, err = lock(f); err != nil {
+		return "", nil, errors.Join(err, f.Close())
 	}
 	info, err := f.Stat()
 	if err == nil && info.Mode().Perm()&0o077 != 0 {
 		err = f.Chmod(0o600)
 	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return "", err
+	if err == nil {
+		path, err = filepath.EvalSymlinks(path)
 	}
-	return filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", nil, errors.Join(err, unlock())
+	}
+	return path, unlock, nil
 }
 
 func checkSQLite(ctx context.Context, db *sql.DB) error {
