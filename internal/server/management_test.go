@@ -722,7 +722,7 @@ func TestC22Revoke(t *testing.T) {
 
 	var bodies []string
 	for _, id := range []string{
-		foreign.APIKeyID, "key_7zzzzzzzzzzzzzzzzzzzzzzzzz", "key_abc123", "x", "%00", "..", ".", "%F0%9F%94%91", "key_%27%20OR%201=1--",
+		foreign.APIKeyID, "key_7zzzzzzzzzzzzzzzzzzzzzzzzz", "key_abc123", "x", "%00", "..", ".", "%2e%2E", "a%2Fb", "a%2fb", "%2F", "..%2f..%2Fdocs", k.APIKeyID + "%2Frevoke", k.APIKeyID + "%2F", "a%5Cb", "a%252Fb", "%F0%9F%94%91", "key_%27%20OR%201=1--",
 		strings.ToUpper(k.APIKeyID), k.APIKeyID + "0", strings.Repeat("k", 4000),
 	} {
 		for _, verb := range []string{"/revoke", "/roll"} {

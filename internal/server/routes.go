@@ -97,6 +97,7 @@ type listener struct {
 type resource struct {
 	prefix, suffix string // around the {name} segment of a variable one
 	methods        map[string]*route
+	anySegment     bool   // an encoded slash in the {name} segment does not unmake the route
 	every          *route // takes every method
 	allow          string
 }
@@ -120,6 +121,8 @@ func newListener(name string, table []route, m *Metrics) *listener {
 			if before, after, ok := strings.Cut(rt.pattern, "{"); ok {
 				_, rest, _ := strings.Cut(after, "}")
 				res.prefix, res.suffix = before, rest
+				// An id of a key that cannot be one is not found like any other (C22).
+				res.anySegment = strings.HasPrefix(after, "api_key_id}")
 				l.variable = append(l.variable, res)
 			}
 		}
@@ -148,7 +151,7 @@ func allowed(methods map[string]*route) string {
 }
 
 // find returns the resource a request names and the text of its {name} segment, or nil. A path is
-// taken as it was sent: nothing is cleaned, and a segment never holds a slash, encoded or not.
+// taken as it was sent and split before it is decoded: nothing is cleaned, and an encoded slash does not end a segment.
 func (l *listener) find(u *url.URL) (*resource, string) {
 	if u.RawPath == "" {
 		if res := l.fixed[u.Path]; res != nil {
@@ -165,7 +168,7 @@ func (l *listener) find(u *url.URL) (*resource, string) {
 			continue
 		}
 		value, err := url.PathUnescape(segment)
-		if err != nil || strings.ContainsAny(value, `/\`) {
+		if err != nil || !res.anySegment && strings.ContainsAny(value, `/\`) {
 			return nil, ""
 		}
 		return res, value

@@ -88,7 +88,7 @@ func TestC27Routes(t *testing.T) {
 	id := "/key_00000000000000000000000000"
 	for _, path := range []string{
 		"/", "//", "/api", "/api/v1/auth/api-keys/", "/api/v1/auth//api-keys", "//api/v1/auth/api-keys", "/api/v1/auth/api-keys" + id, "/api/v1/auth/api-keys" + id + "/",
-		"/api/v1/auth/api-keys" + id + "/revoke/", "/api/v1/auth/api-keys" + id + "/revoke/x", "/api/v1/auth/api-keys//revoke", "/api/v1/auth/api-keys/a%2Fb/revoke", "/api/v1/auth/api-keys/a%2fb/revoke", "/api/v1/auth/api-keys/a%5Cb/revoke",
+		"/api/v1/auth/api-keys" + id + "/revoke/", "/api/v1/auth/api-keys" + id + "/revoke/x", "/api/v1/auth/api-keys//revoke", "/api/v1/auth/api-keys/a/b/revoke", "/api/v1/auth/api-keys/%2Frevoke", "/api/v1/auth/api-keys" + id + "%2Frevoke", "/api/v1/auth%2Fapi-keys" + id + "/revoke",
 		"/api/v1/auth/./api-keys", "/api/v1/auth/../auth/api-keys", "/api/v1/auth/api-keys" + id + "/Revoke", "/API/v1/auth/api-keys", "/api/v1/auth/api-keys;x=1", "/api/v1/auth/api-keys%20", "/api%2Fv1/auth/api-keys", "/%61pi/v1/auth/api-keys", "/api/v1/auth/api-keys.json", "/api/v1/auth/api-keys%00",
 		"/api/v2/auth/api-keys", "/docs/", "/docs/../docs", "/docs/page.html", "/docs/style.css/", "/openapi", "/.git/config", "/debug/pprof/", "/favicon.ico",
 	} {
