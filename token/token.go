@@ -130,6 +130,35 @@ func (f Format) Resembles(s string) bool {
 	return f.word != "" && len(s) > len(f.word) && s[len(f.word)] == '_' && strings.HasPrefix(s, f.word)
 }
 
+// HoldsSecret reports whether text has a secret of this format anywhere in it. All 32 random characters are
+// enough: whoever has them makes the checksum himself.
+func (f Format) HoldsSecret(text string) bool { return f.holds(text, randomLength) }
+
+// HoldsPart is HoldsSecret for a place that has no business with any part of a secret, such as a URL: the word, the
+// environment and nine characters more are enough.
+func (f Format) HoldsPart(text string) bool { return f.holds(text, 9) }
+
+// holds reports whether text has the word, an environment and at least that many base62 characters in a row.
+func (f Format) holds(text string, least int) bool {
+	for i := range len(text) {
+		if !f.Resembles(text[i:]) {
+			continue
+		}
+		rest := text[i+len(f.word):]
+		if len(rest) < envLength+least || rest[:envLength] != "_live_" && rest[:envLength] != "_test_" {
+			continue
+		}
+		n := 0
+		for n < least && isBase62(rest[envLength+n]) {
+			n++
+		}
+		if n == least {
+			return true
+		}
+	}
+	return false
+}
+
 func (f Format) length() int { return len(f.word) + envLength + randomLength + checksumLength }
 
 func isBase62(c byte) bool {

@@ -180,6 +180,29 @@ func TestResembles(t *testing.T) {
 	}
 }
 
+// V7: a text holds a secret, or part of one, wherever it stands.
+func TestV7Holds(t *testing.T) {
+	f := format(t, "sk")
+	live, test := generate(t, f, Live), generate(t, f, Test)
+	for i, tt := range []struct {
+		text         string
+		secret, part bool
+	}{
+		{live, true, true}, {test, true, true}, {"x" + live, true, true}, {"sk_sk_live_" + live + "_", true, true}, {"é " + test + "é", true, true},
+		{live[:45], true, true}, {live[:40], true, true}, {live[:39], false, true}, {live[:20] + " " + live[20:], false, true},
+		{live[:17], false, true}, {live[:16], false, false}, {"sk_live_", false, false}, {"sk_live_ " + live[8:], false, false},
+		{"sk_prod_" + live[8:], false, false}, {"SK" + live[2:], false, false}, {"sk" + live[3:], false, false}, {live[3:], false, false},
+		{generate(t, format(t, "pk"), Live), false, false}, {generate(t, format(t, "mysk"), Live), true, true}, {"", false, false},
+	} {
+		if secret, part := f.HoldsSecret(tt.text), f.HoldsPart(tt.text); secret != tt.secret || part != tt.part {
+			t.Errorf("text %d: HoldsSecret %t, HoldsPart %t", i, secret, part)
+		}
+	}
+	if (Format{}).HoldsSecret(live) || (Format{}).HoldsPart(live[2:]) {
+		t.Error("the zero Format finds something")
+	}
+}
+
 // No edit of one character and no swap of neighbours passes, over 1,000 secrets and without
 // exception: a CRC-32 sees every change confined to 32 bits in a row.
 func TestC11ChecksumFindsEveryTypingError(t *testing.T) {

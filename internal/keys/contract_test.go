@@ -221,6 +221,77 @@ func TestC7Printable(t *testing.T) {
 	}
 }
 
+// C7: a name that nobody sees is none; invisible characters beside visible ones stay as they are.
+func TestC7Invisible(t *testing.T) {
+	f := open(t, sqlstore.SQLite, nil)
+	issued := f.create(t, user("owner", "org_a"))
+	for _, name := range []string{
+		"\u200b", "\ufeff", "\u3164", "\u2060", "\u00ad", "\u115f", "\uffa0", "\ufe0f", "\u034f", "\u180e", "\u200d", "\u202e", "\u2800", "\U000e0041",
+		" \u200b \u2003\ufeff\u00a0\u2060 ",
+	} {
+		_, created := f.Create(t.Context(), user("u", "org_b"), keys.CreateRequest{Name: name})
+		_, rolled := f.Roll(t.Context(), user("owner", "org_a"), keys.RollRequest{KeyID: issued.Key.ID, Name: &name})
+		for _, err := range []error{created, rolled} {
+			if r := refusal(t, err); r.Code != api.InvalidRequest || r.Param != "key_name" {
+				t.Errorf("%+q: %v", name, r)
+			}
+		}
+	}
+	for i, name := range []string{"👩\u200d💻", "❤\ufe0f", "نام\u200cه", "a\u200b", "\u202eb", "\u3164x", "한글", ".", "\ufffd"} {
+		got, err := f.Create(t.Context(), user(fmt.Sprint("visible ", i), fmt.Sprint("org_visible_", i)), keys.CreateRequest{Name: name})
+		if err != nil || got.Key.Name != name {
+			t.Errorf("%+q: %+q, %v", name, got.Key.Name, err)
+		}
+	}
+}
+
+// V7, C7, C21, C24, O1: a secret is refused in every text that is kept, and neither the refusal nor the audit log repeats it. A text
+// that is only like one is a text.
+func TestV7NoSecretIsKept(t *testing.T) {
+	f := open(t, sqlstore.SQLite, nil)
+	owner := user("owner", "org_a")
+	issued := f.create(t, owner)
+	drawn, err := f.cfg.Format.Generate(keys.Test)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range []string{issued.Secret.Reveal(), drawn.Reveal(), drawn.Reveal()[:40]} {
+		for _, text := range []string{secret, "was " + secret + ", sorry", "x" + secret, secret + "x"} {
+			_, created := f.Create(t.Context(), user("u", "org_b"), keys.CreateRequest{Name: text})
+			_, rolled := f.Roll(t.Context(), owner, keys.RollRequest{KeyID: issued.Key.ID, Name: &text})
+			_, revoked := f.Revoke(t.Context(), owner, issued.Key.ID, text)
+			_, put := f.PutOrganization(t.Context(), keys.Operator{}, keys.OrganizationRequest{ID: "org_c", Name: &text})
+			refused := map[string][]error{"key_name": {created, rolled}, "reason": {revoked}, "name": {put}}
+			if keys.ValidOrganizationID(text) {
+				_, put := f.PutOrganization(t.Context(), keys.Operator{}, keys.OrganizationRequest{ID: text})
+				refused["id"] = []error{put}
+			}
+			for param, list := range refused {
+				for _, err := range list {
+					r := refusal(t, err)
+					if r.Code != api.InvalidRequest || r.Param != param || strings.Contains(r.Detail, secret[8:]) {
+						t.Errorf("as %s: %s %s", param, r.Code, r.Param)
+					}
+				}
+			}
+		}
+	}
+	entries, err := f.store.Audit(t.Context(), 0, 1000, sqlstore.AuditFilter{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if text := fmt.Sprintf("%+v", e); strings.Contains(text, issued.Secret.Reveal()[:40]) || strings.Contains(text, drawn.Reveal()[:40]) {
+			t.Errorf("the audit entry %d holds a secret", e.Sequence)
+		}
+	}
+	for i, text := range []string{"sk_live_production", "sk_test_ rotation", "sk_", "prefix sk_live_", drawn.Reveal()[:39], strings.ToUpper(drawn.Reveal()), drawn.Reveal()[3:]} {
+		if _, err := f.Create(t.Context(), user(fmt.Sprint("like ", i), fmt.Sprint("org_like_", i)), keys.CreateRequest{Name: text}); err != nil {
+			t.Errorf("text %d: %v", i, err)
+		}
+	}
+}
+
 // C8: numbers that do not fit 32 bits are out of range, they do not wrap around.
 func TestC8NoWrapAround(t *testing.T) {
 	f := open(t, sqlstore.SQLite, nil)

@@ -10,6 +10,7 @@ import (
 	"math"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/syncgram/keyward/api"
 	"github.com/syncgram/keyward/internal/failpoint"
@@ -413,7 +414,7 @@ func (s *Service) replay(ctx context.Context, c Call, a issuance, kept Replay) (
 
 // checkCreate applies C7–C9 and C15 and returns the trimmed name and the days (0 = never).
 func (s *Service) checkCreate(r *CreateRequest) (name string, days int, err error) {
-	if name, err = checkName(r.Name); err != nil {
+	if name, err = s.checkName(r.Name); err != nil {
 		return "", 0, err
 	}
 	if days, err = daysOf(r.ExpiresInDays); err != nil {
@@ -438,7 +439,7 @@ func (s *Service) checkRoll(r *RollRequest) (overlap time.Duration, err error) {
 		overlap = time.Duration(*r.OverlapSeconds) * time.Second
 	}
 	if r.Name != nil {
-		name, err := checkName(*r.Name)
+		name, err := s.checkName(*r.Name)
 		if err != nil {
 			return 0, err
 		}
@@ -456,16 +457,33 @@ func (s *Service) checkRoll(r *RollRequest) (overlap time.Duration, err error) {
 	return overlap, checkIdempotencyKey(r.IdempotencyKey)
 }
 
-// checkName applies C7.
-func checkName(name string) (string, error) {
+// checkName applies C7 and V7, and trims.
+func (s *Service) checkName(name string) (string, error) {
 	name = strings.TrimSpace(name)
-	if name == "" {
-		return "", Invalid("key_name", "key_name is required: 1 to 255 characters, not only white space.")
-	}
 	if !printableText(name, maxText) {
 		return "", Invalid("key_name", "key_name must be 1 to 255 characters without control characters.")
 	}
-	return name, nil
+	if !strings.ContainsFunc(name, visible) {
+		return "", Invalid("key_name", "key_name is required: 1 to 255 characters, not only white space or invisible ones.")
+	}
+	return name, s.checkHarmless("key_name", name)
+}
+
+// visible reports whether a reader sees r: it is no space, no format character, and nothing that is
+// shown as nothing (Default_Ignorable_Code_Point in Unicode's DerivedCoreProperties) or, like the empty Braille
+// cell, as a gap.
+func visible(r rune) bool {
+	const emptyBraille = '\u2800'
+	return r != emptyBraille && !unicode.IsSpace(r) &&
+		!unicode.In(r, unicode.Cf, unicode.Variation_Selector, unicode.Other_Default_Ignorable_Code_Point)
+}
+
+// checkHarmless refuses a text that holds a secret: what is stored is listed, logged and answered again (V7).
+func (s *Service) checkHarmless(param, text string) error {
+	if s.cfg.Format.HoldsSecret(text) {
+		return Invalid(param, param+" must not hold an API key's secret. Roll the key it belongs to if others may have seen it.")
+	}
+	return nil
 }
 
 // daysOf applies the range of C8; nil is 0, never.

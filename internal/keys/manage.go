@@ -20,6 +20,9 @@ func (s *Service) Revoke(ctx context.Context, c Call, id, reason string) (k Key,
 	if !printableText(reason, maxText) {
 		return Key{}, s.Refuse(ctx, c, ActRevoke, id, Invalid("reason", "reason must be at most 255 printable characters."))
 	}
+	if err := s.checkHarmless("reason", reason); err != nil {
+		return Key{}, s.Refuse(ctx, c, ActRevoke, id, err)
+	}
 	err = s.write(ctx, c, ActRevoke, id, func(ctx context.Context, tx Tx, _ Organization) error {
 		if k, err = s.owned(ctx, tx, c, id); err != nil {
 			return err
@@ -154,7 +157,7 @@ type OrganizationRequest struct {
 // when it returns (O1, C23).
 func (s *Service) PutOrganization(ctx context.Context, op Operator, r OrganizationRequest) (o Organization, err error) {
 	defer func(began time.Time) { s.observe(ActPutOrganization, began, err) }(time.Now())
-	o, err = checkOrganization(r)
+	o, err = s.checkOrganization(r)
 	if err != nil {
 		return Organization{}, s.refuseOperator(ctx, op, r.ID, err)
 	}
@@ -195,7 +198,7 @@ func (s *Service) refuseOperator(ctx context.Context, op Operator, id string, ca
 	if !errors.As(cause, &refusal) {
 		return undecided(cause)
 	}
-	if !ValidOrganizationID(id) {
+	if !ValidOrganizationID(id) || s.cfg.Format.HoldsSecret(id) {
 		id = "" // whatever stood in the path is not worth keeping
 	}
 	now, err := s.cfg.Store.Now(ctx)
@@ -210,16 +213,23 @@ func (s *Service) refuseOperator(ctx context.Context, op Operator, id string, ca
 	return refusal
 }
 
-func checkOrganization(r OrganizationRequest) (Organization, error) {
+// checkOrganization applies O1's rules for each member, and V7.
+func (s *Service) checkOrganization(r OrganizationRequest) (Organization, error) {
 	o := Organization{ID: r.ID, Active: true, Registered: true, Genuine: true, CurrentEnvironment: Test}
 	const idRule = "must be 1 to 128 letters, digits or _ . : - and start with a letter or digit."
 	if !ValidOrganizationID(r.ID) {
 		return o, Invalid("id", "id "+idRule)
 	}
+	if err := s.checkHarmless("id", r.ID); err != nil {
+		return o, err
+	}
 	if r.Name != nil {
 		o.Name = strings.TrimSpace(*r.Name)
 		if !printableText(o.Name, maxText) {
 			return o, Invalid("name", "name must be at most 255 characters without control characters.")
+		}
+		if err := s.checkHarmless("name", o.Name); err != nil {
+			return o, err
 		}
 	}
 	if r.PaymentsEnabled != nil && *r.PaymentsEnabled {

@@ -741,6 +741,31 @@ func TestC22Revoke(t *testing.T) {
 	}
 }
 
+// V7: a secret pasted into a text is refused by the field's name; the fixture looks for it in every answer and log line.
+func TestV7SecretInATextField(t *testing.T) {
+	f := newFixture(t)
+	k := f.create("u", "org_a", `{"key_name":"k"}`)
+	user, other := f.token("u", "org_a"), f.token("v", "org_b")
+	for _, secret := range []string{k.Key, f.secret(keys.Test)} {
+		for _, r := range []struct {
+			ask
+			param string
+		}{
+			{ask{method: "POST", url: f.keysURL(), user: other, body: `{"key_name":"my ` + secret + `"}`}, "key_name"},
+			{ask{method: "POST", url: f.keysURL() + "/" + k.APIKeyID + "/roll", user: user, body: `{"key_name":"` + secret + ` again"}`}, "key_name"},
+			{ask{method: "POST", url: f.keysURL() + "/" + k.APIKeyID + "/revoke", user: user, body: `{"reason":"leaked ` + secret + `"}`}, "reason"},
+			{ask{method: "PUT", url: f.internal + "/v1/organizations/org_c", body: `{"name":"` + secret + `"}`}, "name"},
+			{ask{method: "PUT", url: f.internal + "/v1/organizations/" + secret, body: `{}`}, "id"},
+		} {
+			f.do(r.ask).refused(t, 400, api.InvalidRequest, r.param)
+		}
+	}
+	if v := f.verify(k.Key, ""); !v.Valid {
+		t.Errorf("a refusal ended the key: %+v", v)
+	}
+	f.do(ask{method: "GET", url: f.internal + "/v1/audit"})
+}
+
 // C23: what answered 2xx is in force.
 func TestC23Revoked(t *testing.T) {
 	f := newFixture(t)

@@ -566,7 +566,7 @@ func TestNaughtyStrings(t *testing.T) {
 	}
 	// A name comes back as it was sent.
 	for i, s := range naughtyStrings() {
-		if strings.TrimSpace(s) == "" || hasControl(s) || strings.ContainsAny(s, "\u2028\u2029") || len([]rune(s)) > 255 {
+		if strings.Trim(s, " \t\u00a0\u200b\ufeff") == "" || hasControl(s) || strings.ContainsAny(s, "\u2028\u2029") || len([]rune(s)) > 255 {
 			continue
 		}
 		organization := fmt.Sprintf("org_%d", i)
