@@ -157,11 +157,11 @@ func (l *lateStore) Now(ctx context.Context) (time.Time, error) {
 	return with(l, func(s *sqlstore.Store) (time.Time, error) { return s.Now(ctx) })
 }
 
-func (l *lateStore) Snapshot(ctx context.Context, v keys.Visitor) (int64, error) {
-	return with(l, func(s *sqlstore.Store) (int64, error) { return s.Snapshot(ctx, v) })
+func (l *lateStore) Snapshot(ctx context.Context, v keys.Visitor) (keys.Mark, error) {
+	return with(l, func(s *sqlstore.Store) (keys.Mark, error) { return s.Snapshot(ctx, v) })
 }
 
-func (l *lateStore) Changes(ctx context.Context, after int64, limit int) (keys.Changes, error) {
+func (l *lateStore) Changes(ctx context.Context, after keys.Mark, limit int) (keys.Changes, error) {
 	return with(l, func(s *sqlstore.Store) (keys.Changes, error) { return s.Changes(ctx, after, limit) })
 }
 
@@ -185,12 +185,16 @@ func (l *lateStore) Register(ctx context.Context, n keys.Node) error {
 	return s.Register(ctx, n)
 }
 
-func (l *lateStore) Renew(ctx context.Context, nodeID string, applied int64) (keys.Renewal, error) {
+func (l *lateStore) Renew(ctx context.Context, nodeID string, applied keys.Mark) (keys.Renewal, error) {
 	return with(l, func(s *sqlstore.Store) (keys.Renewal, error) { return s.Renew(ctx, nodeID, applied) })
 }
 
-func (l *lateStore) Behind(ctx context.Context, revision int64) (int, error) {
-	return with(l, func(s *sqlstore.Store) (int, error) { return s.Behind(ctx, revision) })
+func (l *lateStore) Behind(ctx context.Context, revision int64) (int, time.Duration, error) {
+	s, err := l.opened()
+	if err != nil {
+		return 0, 0, err
+	}
+	return s.Behind(ctx, revision)
 }
 
 func (l *lateStore) Fence(ctx context.Context, revision int64) ([]string, error) {

@@ -217,7 +217,7 @@ func TestC23ACancelledSynchronousCommit(t *testing.T) {
 			if err := raw.QueryRowContext(ctx, `SELECT revision FROM meta`).Scan(&revision); err != nil {
 				return err
 			}
-			got, err := s.Renew(ctx, "n", revision)
+			got, err := s.Renew(ctx, "n", keys.Mark{Revision: revision})
 			if err == nil {
 				t.Errorf("Renew = %v", got)
 			}
@@ -269,8 +269,8 @@ func TestR5TheServerComesBack(t *testing.T) {
 				return err
 			},
 			"Organization": func(ctx context.Context) error { _, err := s.Organization(ctx, "org"); return err },
-			"Changes":      func(ctx context.Context) error { _, err := s.Changes(ctx, 0, 1); return err },
-			"Renew":        func(ctx context.Context) error { _, err := s.Renew(ctx, "n", 0); return err },
+			"Changes":      func(ctx context.Context) error { _, err := s.Changes(ctx, keys.Mark{}, 1); return err },
+			"Renew":        func(ctx context.Context) error { _, err := s.Renew(ctx, "n", keys.Mark{}); return err },
 		} {
 			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 			began := time.Now()

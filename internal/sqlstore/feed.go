@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,7 +14,7 @@ import (
 )
 
 // Changes implements keys.Feed. A single write with more rows than limit is returned whole.
-func (s *Store) Changes(ctx context.Context, after int64, limit int) (ch keys.Changes, err error) {
+func (s *Store) Changes(ctx context.Context, after keys.Mark, limit int) (ch keys.Changes, err error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	limit = max(limit, 1)
@@ -22,12 +23,17 @@ func (s *Store) Changes(ctx context.Context, after int64, limit int) (ch keys.Ch
 		if err != nil {
 			return err
 		}
-		ch = keys.Changes{Revision: st.revision}
-		// One more than asked for tells whether that was all.
-		if ch.Keys, err = s.someKeys(ctx, tx, keysAfter, after, int64(limit)+1); err != nil {
+		if err := s.sameHistory(ctx, tx, after, st); err != nil {
 			return err
 		}
-		if ch.Organizations, err = s.organizations(ctx, tx, organizationsAfter, after, int64(limit)+1); err != nil {
+		if ch.Mark, err = s.mark(ctx, tx, st); err != nil {
+			return err
+		}
+		// One more than asked for tells whether that was all.
+		if ch.Keys, err = s.someKeys(ctx, tx, keysAfter, after.Revision, int64(limit)+1); err != nil {
+			return err
+		}
+		if ch.Organizations, err = s.organizations(ctx, tx, organizationsAfter, after.Revision, int64(limit)+1); err != nil {
 			return err
 		}
 		if len(ch.Keys)+len(ch.Organizations) <= limit {
@@ -35,14 +41,14 @@ func (s *Store) Changes(ctx context.Context, after int64, limit int) (ch keys.Ch
 		}
 		first, cut := lastWhole(ch, limit)
 		if cut < first {
-			ch.Revision = first
+			ch.Mark = keys.Mark{Revision: first}
 			if ch.Keys, err = s.someKeys(ctx, tx, keysOfWrite, first); err != nil {
 				return err
 			}
 			ch.Organizations, err = s.organizations(ctx, tx, organizationsOfWrite, first)
 			return err
 		}
-		ch.Revision = cut
+		ch.Mark = keys.Mark{Revision: cut} // a stop on the way: the next read is compared again
 		ch.Keys = slices.DeleteFunc(ch.Keys, func(k keys.Key) bool { return k.Revision > cut })
 		ch.Organizations = slices.DeleteFunc(ch.Organizations, func(o keys.Organization) bool { return o.Revision > cut })
 		return nil
@@ -51,6 +57,44 @@ func (s *Store) Changes(ctx context.Context, after int64, limit int) (ch keys.Ch
 		return keys.Changes{}, err
 	}
 	return ch, nil
+}
+
+// mark returns the point in history that st stands for. When somebody took the last entry away the history cannot be
+// compared with it; VerifyAudit says so.
+func (s *Store) mark(ctx context.Context, q queries, st state) (keys.Mark, error) {
+	m := keys.Mark{Revision: st.revision, Sequence: st.sequence, Hash: st.hash}
+	there, err := s.hasEntry(ctx, q, m)
+	if err == nil && !there {
+		m.Sequence, m.Hash = 0, [32]byte{}
+	}
+	return m, err
+}
+
+// sameHistory returns ErrDiverged unless after is a point in the history that st stands for.
+func (s *Store) sameHistory(ctx context.Context, q queries, after keys.Mark, st state) error {
+	if after.Revision > st.revision || after.Sequence > st.sequence {
+		return keys.ErrDiverged
+	}
+	if after.Sequence == 0 {
+		return nil
+	}
+	_, err := s.hasEntry(ctx, q, after)
+	return err
+}
+
+// hasEntry reports whether the log has the mark's last entry, and returns ErrDiverged when it has another in its place.
+func (s *Store) hasEntry(ctx context.Context, q queries, m keys.Mark) (bool, error) {
+	var hash []byte
+	err := q.QueryRowContext(ctx, entryHash, m.Sequence).Scan(&hash)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return false, nil
+	case err != nil:
+		return false, err
+	case string(hash) != string(m.Hash[:]):
+		return false, keys.ErrDiverged
+	}
+	return true, nil
 }
 
 // lastWhole returns the first revision of more than limit changes, and the last one up to which
@@ -126,16 +170,16 @@ func (s *Store) Register(ctx context.Context, n keys.Node) error {
 	if s.nodes != nil {
 		return s.nodes.register(n.ID)
 	}
-	_, err := s.write(ctx, s.lease, registerNode, n.ID, n.Address, n.Version, keys.Micros(s.localTime()))
+	_, err := s.write(ctx, s.lease, registerNode, n.ID, n.Address, n.Version, n.Lease.Microseconds(), keys.Micros(s.localTime()))
 	return err
 }
 
 // Renew implements keys.Feed.
-func (s *Store) Renew(ctx context.Context, nodeID string, applied int64) (keys.Renewal, error) {
+func (s *Store) Renew(ctx context.Context, nodeID string, applied keys.Mark) (keys.Renewal, error) {
 	if s.nodes != nil {
-		return s.nodes.renew(ctx, nodeID, applied, s.revision)
+		return s.nodes.renew(ctx, nodeID, applied, s.at)
 	}
-	changed, err := s.write(ctx, s.lease, renewNode, applied, keys.Micros(s.localTime()), nodeID)
+	changed, err := s.write(ctx, s.lease, renewNode, applied.Revision, keys.Micros(s.localTime()), nodeID, applied.Sequence, applied.Hash[:])
 	if err != nil {
 		return keys.Fenced, err
 	}
@@ -154,12 +198,13 @@ func (s *Store) Renew(ctx context.Context, nodeID string, applied int64) (keys.R
 	return keys.Lagging, nil
 }
 
-// revision reads the newest revision.
-func (s *Store) revision(ctx context.Context) (n int64, err error) {
+// at reports whether the database is at a mark.
+func (s *Store) at(ctx context.Context, m keys.Mark) (bool, error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
-	err = s.reader.QueryRowContext(ctx, readRevision).Scan(&n)
-	return n, err
+	var n int
+	err := s.reader.QueryRowContext(ctx, atMark, m.Revision, m.Sequence, m.Hash[:]).Scan(&n)
+	return n == 1, err
 }
 
 // localTime is this machine's, for what only a person reads.
@@ -171,14 +216,15 @@ func (s *Store) localTime() time.Time {
 }
 
 // Behind implements keys.Feed.
-func (s *Store) Behind(ctx context.Context, revision int64) (n int, err error) {
+func (s *Store) Behind(ctx context.Context, revision int64) (n int, longest time.Duration, err error) {
 	if s.nodes != nil {
-		return s.nodes.behind(revision), nil
+		return s.nodes.behind(revision), 0, nil // the one node is the writer itself
 	}
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
-	err = s.lease.QueryRowContext(ctx, countBehind, revision).Scan(&n)
-	return n, err
+	var lease int64
+	err = s.lease.QueryRowContext(ctx, countBehind, revision).Scan(&n, &lease)
+	return n, time.Duration(lease) * time.Microsecond, err
 }
 
 // Fence implements keys.Feed.

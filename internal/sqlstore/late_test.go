@@ -32,7 +32,7 @@ func TestC23ALateRenewalLowersNothing(t *testing.T) {
 	}
 	late := make(chan keys.Renewal, 1)
 	go func() {
-		r, err := s.Renew(context.Background(), "n", 0)
+		r, err := s.Renew(context.Background(), "n", keys.Mark{})
 		if err != nil {
 			t.Error(err)
 		}
@@ -53,7 +53,7 @@ func TestC23ALateRenewalLowersNothing(t *testing.T) {
 	if r := <-late; r == keys.Renewed {
 		t.Error("the late renewal was granted")
 	}
-	if behind, err := s.Behind(t.Context(), 1); err != nil || behind != 0 {
+	if behind, _, err := s.Behind(t.Context(), 1); err != nil || behind != 0 {
 		t.Errorf("%d nodes are behind (%v): the late renewal took the acknowledgement back", behind, err)
 	}
 }

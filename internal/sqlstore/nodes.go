@@ -28,22 +28,22 @@ func (n *localNodes) register(id string) error {
 	return nil
 }
 
-// renew acknowledges applied if revision reads the same. The row is written after the read, which is safe: a
+// renew acknowledges applied if the database is at that mark. The row is written after the read, which is safe: a
 // write that commits in between finds the row behind, and waits for the next renewal.
-func (n *localNodes) renew(ctx context.Context, id string, applied int64, revision func(context.Context) (int64, error)) (keys.Renewal, error) {
+func (n *localNodes) renew(ctx context.Context, id string, applied keys.Mark, at func(context.Context, keys.Mark) (bool, error)) (keys.Renewal, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if _, there := n.applied[id]; !there {
 		return keys.Fenced, nil
 	}
-	newest, err := revision(ctx)
+	current, err := at(ctx, applied)
 	if err != nil {
 		return keys.Fenced, fmt.Errorf("sqlstore: %w", err)
 	}
-	if newest != applied {
+	if !current {
 		return keys.Lagging, nil
 	}
-	n.applied[id] = applied
+	n.applied[id] = applied.Revision
 	return keys.Renewed, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"math"
 
 	"github.com/syncgram/keyward/internal/keys"
@@ -13,7 +14,25 @@ import (
 func (s *Store) Key(ctx context.Context, id string) (keys.Key, error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
-	return s.oneKey(ctx, s.reader, keyByID, id)
+	k, err := s.oneKey(ctx, s.reader, keyByID, id)
+	if errors.Is(err, keys.ErrNotFound) {
+		err = s.noSuchKey(ctx, s.reader, anyRevision, id)
+	}
+	return k, err
+}
+
+// noSuchKey tells a key that never was, ErrNotFound, from one that the audit log knows up to a bound and somebody
+// removed, ErrTampered: "no such key" would be believed.
+func (s *Store) noSuchKey(ctx context.Context, q queries, bound int64, id string) error {
+	var logged int64
+	if err := q.QueryRowContext(ctx, latestOfKeyID, bound, id).Scan(&logged); err != nil {
+		return err
+	}
+	if logged == 0 {
+		return keys.ErrNotFound
+	}
+	s.tampered("keys", id, logged, errRemoved)
+	return fmt.Errorf("%w: key %s was removed", keys.ErrTampered, id)
 }
 
 // oneKey runs a statement that selects one key.

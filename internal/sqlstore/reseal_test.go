@@ -45,7 +45,7 @@ func TestResealLetsTheOldMasterKeyGo(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		changes, err := f.Changes(t.Context(), 0, 1)
+		changes, err := f.Changes(t.Context(), keys.Mark{}, 1)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -10,10 +10,13 @@ import (
 
 // Snapshot implements keys.Feed. It reads the tables twice: once for the weight of the set, and,
 // knowing then whether a row is not what it should be, once for the rows.
-func (s *Store) Snapshot(ctx context.Context, v keys.Visitor) (revision int64, err error) {
+func (s *Store) Snapshot(ctx context.Context, v keys.Visitor) (mark keys.Mark, err error) {
 	err = s.viewAll(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		st, err := s.currentState(ctx, tx)
 		if err != nil {
+			return err
+		}
+		if mark, err = s.mark(ctx, tx, st); err != nil {
 			return err
 		}
 		weight := state{weightKeyID: st.weightKeyID}
@@ -45,6 +48,9 @@ func (s *Store) Snapshot(ctx context.Context, v keys.Visitor) (revision int64, e
 		for row, latest := range removed {
 			if row.kind == keys.KindKey {
 				s.tampered("keys", row.id, latest, errRemoved)
+				if err := v.Key(keys.Key{ID: row.id, Revision: latest}); err != nil {
+					return err
+				}
 				continue
 			}
 			if err := v.Organization(s.removedOrganization(row.id, latest)); err != nil {
@@ -52,20 +58,18 @@ func (s *Store) Snapshot(ctx context.Context, v keys.Visitor) (revision int64, e
 			}
 		}
 		rows, err = tx.QueryContext(ctx, everyKey)
-		err = each(rows, err, func(rows *sql.Rows) error {
+		return each(rows, err, func(rows *sql.Rows) error {
 			r, err := scanKey(rows)
 			if err != nil {
 				return err
 			}
 			return v.Key(s.keyFromRow(&r, !wrong[target{keys.KindKey, r.ID}]))
 		})
-		revision = st.revision
-		return err
 	})
 	if err != nil {
-		return 0, err
+		return keys.Mark{}, err
 	}
-	return revision, nil
+	return mark, nil
 }
 
 // eachRevision visits the name and the revision of every key and organization.

@@ -57,6 +57,8 @@ const (
 		RETURNING (SELECT coalesce(max(a.revision), 0) FROM audit a
 			WHERE a.target_id = $2 AND a.revision <= $1 AND a.action <> 'organization.put')`
 
+	latestOfKeyID = `SELECT coalesce(max(a.revision), 0) FROM audit a
+		WHERE a.target_id = $2 AND a.revision <= $1 AND a.action <> 'organization.put'`
 	everyKey = `SELECT ` + keyColumns + ` FROM keys k`
 )
 
@@ -115,15 +117,18 @@ const (
 	eraseReplays   = `UPDATE replays SET salt = $1, sealed = $1 WHERE key_id = $2`
 	deleteReplays  = `DELETE FROM replays WHERE created_at < $1`
 	countKeptUnder = `SELECT master_key_id, count(*) FROM replays WHERE length(sealed) > 0 AND master_key_id <> $1 GROUP BY 1`
-	readRevision   = `SELECT revision FROM meta WHERE one = 1`
+	entryHash      = `SELECT hash FROM audit WHERE sequence = $1`
+	atMark         = `SELECT count(*) FROM meta WHERE one = 1 AND revision = $1
+		AND ($2 = 0 OR EXISTS (SELECT 1 FROM audit WHERE sequence = $2 AND hash = $3))`
 
-	registerNode = `INSERT INTO nodes (node_id, address, version, applied, renewed_at) VALUES ($1, $2, $3, -1, $4)`
+	registerNode = `INSERT INTO nodes (node_id, address, version, lease, applied, renewed_at) VALUES ($1, $2, $3, $4, -1, $5)`
 	// applied <= $1: PostgreSQL compares the revision in the statement's snapshot, waits for the row, and then looks at
 	// the row again but not at the revision. A late renewal must not put an older number over a newer one.
 	renewNode = `UPDATE nodes SET applied = $1, renewed_at = $2
-		WHERE node_id = $3 AND applied <= $1 AND $1 = (SELECT revision FROM meta WHERE one = 1)`
+		WHERE node_id = $3 AND applied <= $1 AND $1 = (SELECT revision FROM meta WHERE one = 1)
+			AND (CAST($4 AS BIGINT) = 0 OR EXISTS (SELECT 1 FROM audit WHERE sequence = $4 AND hash = $5))`
 	countNode   = `SELECT count(*) FROM nodes WHERE node_id = $1`
-	countBehind = `SELECT count(*) FROM nodes WHERE applied < $1`
+	countBehind = `SELECT count(*), coalesce(max(lease), 0) FROM nodes WHERE applied < $1`
 	fenceNodes  = `DELETE FROM nodes WHERE applied < $1 RETURNING node_id`
 	deleteNode  = `DELETE FROM nodes WHERE node_id = $1`
 )

@@ -100,6 +100,33 @@ func (s *Store) badState(revision int64, why string) error {
 	return err
 }
 
+// CheckState returns ErrTampered when the sealed state does not open or the audit log does not end where it says:
+// then no write is accepted any more. It changes nothing.
+func (s *Store) CheckState(ctx context.Context) error {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	return s.view(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		st, err := s.currentState(ctx, tx)
+		if err != nil {
+			return err
+		}
+		var now, sequence int64
+		var hash []byte
+		if err := tx.QueryRowContext(ctx, readHead).Scan(&now, &sequence, &hash); err != nil {
+			return err
+		}
+		return s.checkHead(st, sequence, hash)
+	})
+}
+
+// checkHead holds the audit log's last entry against the state.
+func (s *Store) checkHead(st state, sequence int64, hash []byte) error {
+	if sequence != st.sequence || (sequence > 0 && string(hash) != string(st.hash[:])) {
+		return s.badState(st.revision, "the audit log does not end where the sealed state says")
+	}
+	return nil
+}
+
 // currentState reads the revision and the state that goes with it.
 func (s *Store) currentState(ctx context.Context, q queries) (state, error) {
 	m, err := scanMeta(q.QueryRowContext(ctx, readMeta))

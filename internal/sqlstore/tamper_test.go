@@ -88,7 +88,7 @@ func checkKey(t *testing.T, f *fixture, id string) {
 	if want := []string{"keys " + id}; !slices.Equal(f.seen(), want) {
 		t.Errorf("OnTampered was not told once of %v", want)
 	}
-	ch, err := f.Changes(ctx, 0, 100)
+	ch, err := f.Changes(ctx, keys.Mark{}, 100)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -318,8 +318,18 @@ func TestARemovedKeyShows(t *testing.T) {
 		w := populate(t, f)
 		f.edit(t, `DELETE FROM keys WHERE id = $1`, w.b.ID)
 		a, err := f.snapshot(t.Context())
-		if err != nil || len(a.keys) != 2 || !a.keys[w.a.ID].Genuine {
-			t.Errorf("Snapshot: %v, %v", a, err)
+		if err != nil || len(a.keys) != 3 || !a.keys[w.a.ID].Genuine || a.keys[w.b.ID].Genuine {
+			t.Errorf("Snapshot: %v, %v", a, err) // the removed one is visited, so that a node that has it refuses it
+		}
+		if k, err := f.Key(t.Context(), w.b.ID); !errors.Is(err, keys.ErrTampered) {
+			t.Errorf("Key: %v, %v; it must not be answered as one that never was", k, err)
+		}
+		_, err = f.Write(t.Context(), func(ctx context.Context, tx keys.Tx) error {
+			_, err := tx.Key(ctx, w.b.ID)
+			return err
+		})
+		if !errors.Is(err, keys.ErrTampered) {
+			t.Errorf("Key in a write: %v", err)
 		}
 		if seen, want := f.seen(), []string{"keys " + w.b.ID}; !slices.Equal(seen, want) {
 			t.Errorf("OnTampered was told of %v, want %v", seen, want)

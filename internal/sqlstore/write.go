@@ -92,8 +92,8 @@ func (s *Store) lock(ctx context.Context, q queries, statement string) (*writeTx
 	if err := q.QueryRowContext(ctx, readHead).Scan(&now, &sequence, &hash); err != nil {
 		return nil, err
 	}
-	if sequence != st.sequence || (sequence > 0 && string(hash) != string(st.hash[:])) {
-		return nil, s.badState(before, "the audit log does not end where the sealed state says")
+	if err := s.checkHead(st, sequence, hash); err != nil {
+		return nil, err
 	}
 	t := &writeTx{
 		s: s, q: q, now: keys.FromMicros(now), meta: m, state: st,
@@ -162,7 +162,11 @@ func (t *writeTx) Key(ctx context.Context, id string) (keys.Key, error) {
 	var logged int64
 	r, err := scanKey(t.q.QueryRowContext(ctx, keyByID, t.earlier(), id), &logged)
 	if errors.Is(err, sql.ErrNoRows) {
-		return keys.Key{}, keys.ErrNotFound
+		err = t.s.noSuchKey(ctx, t.q, t.earlier(), id)
+		if !errors.Is(err, keys.ErrNotFound) {
+			t.fail(err)
+		}
+		return keys.Key{}, err
 	}
 	if err != nil {
 		return keys.Key{}, t.fail(err)

@@ -19,9 +19,12 @@ import (
 type memoryFeed struct {
 	mu            sync.Mutex
 	revision      int64
+	history       byte // which history new writes belong to: a restored backup begins another
+	marks         map[int64]byte
 	keys          map[string]keys.Key
 	organizations map[string]keys.Organization
 	nodes         map[string]int64
+	leases        map[string]time.Duration
 	uses          map[string]time.Time
 	away          bool
 	loseAnswers   int // of registrations that are carried out
@@ -34,7 +37,7 @@ var errAway = errors.New("the database is away")
 func newMemoryFeed() *memoryFeed {
 	return &memoryFeed{
 		keys: map[string]keys.Key{}, organizations: map[string]keys.Organization{},
-		nodes: map[string]int64{}, uses: map[string]time.Time{},
+		marks: map[int64]byte{}, nodes: map[string]int64{}, leases: map[string]time.Duration{}, uses: map[string]time.Time{},
 	}
 }
 
@@ -43,6 +46,7 @@ func (f *memoryFeed) write(rows ...any) int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.revision++
+	f.marks[f.revision] = f.history
 	for _, row := range rows {
 		switch r := row.(type) {
 		case keys.Key:
@@ -75,10 +79,10 @@ func (f *memoryFeed) locked(ctx context.Context, fn func() error) error {
 	return fn()
 }
 
-func (f *memoryFeed) Snapshot(ctx context.Context, v keys.Visitor) (revision int64, err error) {
+func (f *memoryFeed) Snapshot(ctx context.Context, v keys.Visitor) (mark keys.Mark, err error) {
 	err = f.locked(ctx, func() error {
 		f.snapshots++
-		revision = f.revision
+		mark = f.mark()
 		for _, k := range f.keys {
 			if err := v.Key(k); err != nil {
 				return err
@@ -91,12 +95,21 @@ func (f *memoryFeed) Snapshot(ctx context.Context, v keys.Visitor) (revision int
 		}
 		return nil
 	})
-	return revision, err
+	return mark, err
 }
 
-func (f *memoryFeed) Changes(ctx context.Context, after int64, _ int) (c keys.Changes, err error) {
+// mark is where the database is.
+func (f *memoryFeed) mark() keys.Mark {
+	return keys.Mark{Revision: f.revision, Sequence: f.revision, Hash: [32]byte{f.marks[f.revision]}}
+}
+
+func (f *memoryFeed) Changes(ctx context.Context, mark keys.Mark, _ int) (c keys.Changes, err error) {
 	err = f.locked(ctx, func() error {
-		c.Revision = f.revision
+		after := mark.Revision
+		if after > f.revision || mark.Hash[0] != f.marks[after] {
+			return keys.ErrDiverged
+		}
+		c.Mark = f.mark()
 		for _, k := range f.keys {
 			if k.Revision > after {
 				c.Keys = append(c.Keys, k)
@@ -152,7 +165,7 @@ func (f *memoryFeed) Register(ctx context.Context, n keys.Node) error {
 		if _, taken := f.nodes[n.ID]; taken {
 			return errors.New("this node is registered already")
 		}
-		f.nodes[n.ID] = -1
+		f.nodes[n.ID], f.leases[n.ID] = -1, n.Lease
 		if f.loseAnswers > 0 {
 			f.loseAnswers--
 			return errors.New("the connection was cut after the commit")
@@ -161,31 +174,32 @@ func (f *memoryFeed) Register(ctx context.Context, n keys.Node) error {
 	})
 }
 
-func (f *memoryFeed) Renew(ctx context.Context, id string, applied int64) (r keys.Renewal, err error) {
+func (f *memoryFeed) Renew(ctx context.Context, id string, applied keys.Mark) (r keys.Renewal, err error) {
 	err = f.locked(ctx, func() error {
 		switch _, there := f.nodes[id]; {
 		case !there:
 			r = keys.Fenced
-		case applied != f.revision:
+		case applied != f.mark():
 			r = keys.Lagging
 		default:
-			f.nodes[id] = applied
+			f.nodes[id] = applied.Revision
 		}
 		return nil
 	})
 	return r, err
 }
 
-func (f *memoryFeed) Behind(ctx context.Context, revision int64) (n int, err error) {
+func (f *memoryFeed) Behind(ctx context.Context, revision int64) (n int, longest time.Duration, err error) {
 	err = f.locked(ctx, func() error {
-		for _, applied := range f.nodes {
+		for id, applied := range f.nodes {
 			if applied < revision {
 				n++
+				longest = max(longest, f.leases[id])
 			}
 		}
 		return nil
 	})
-	return n, err
+	return n, longest, err
 }
 
 func (f *memoryFeed) Fence(ctx context.Context, revision int64) (fenced []string, err error) {

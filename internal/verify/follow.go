@@ -3,6 +3,7 @@ package verify
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -55,7 +56,7 @@ func (v *Verifier) Run(ctx context.Context) {
 // serve registers this node and follows until it is fenced or ctx ends. The index outlives it: a
 // node that comes back catches up from what it has.
 func (v *Verifier) serve(ctx context.Context) {
-	node := keys.Node{Address: v.cfg.Address, Version: v.cfg.Version}
+	node := keys.Node{Address: v.cfg.Address, Version: v.cfg.Version, Lease: v.cfg.Lease}
 	if !v.retry(ctx, "register this node", func(ctx context.Context) error {
 		// A new id for each try: the row of one whose outcome is not known may be there, and nobody renews it.
 		node.ID = rand.Text()
@@ -121,7 +122,10 @@ func (v *Verifier) retry(ctx context.Context, what string, fn func(context.Conte
 			pause = 50 * time.Millisecond
 		}
 		v.cfg.Logger.Warn("the database does not answer; trying again", "to", what, "error", err, "in", pause.String())
-		if !sleep(ctx, pause) {
+		select {
+		case <-v.wake: // a write of this process committed: the database is back
+		case <-time.After(pause):
+		case <-ctx.Done():
 			return false
 		}
 		pause = min(2*pause, time.Second)
@@ -175,7 +179,7 @@ func (v *Verifier) load(ctx context.Context) error {
 			v.report(kind, id, c)
 		}
 	}
-	revision, err := v.cfg.Feed.Snapshot(ctx, keys.Visitor{
+	mark, err := v.cfg.Feed.Snapshot(ctx, keys.Visitor{
 		Key: func(k keys.Key) error {
 			report(keys.KindKey, k.ID, ix.applyKey(&k, false))
 			return nil
@@ -195,8 +199,8 @@ func (v *Verifier) load(ctx context.Context) error {
 			v.cfg.Logger.Error("the database lost revocations this node knows; they stay in force here", "keys", kept)
 		}
 	}
-	v.view.Store(&view{index: ix, applied: revision})
-	v.cfg.Logger.Info("keys loaded", "keys", ix.keyCount.Load(), "organizations", ix.organizationCount.Load(), "revision", revision, "took", time.Since(began).Round(time.Millisecond).String())
+	v.view.Store(&view{index: ix, applied: mark})
+	v.cfg.Logger.Info("keys loaded", "keys", ix.keyCount.Load(), "organizations", ix.organizationCount.Load(), "revision", mark.Revision, "took", time.Since(began).Round(time.Millisecond).String())
 	return nil
 }
 
@@ -208,15 +212,15 @@ func (v *Verifier) catchUp(ctx context.Context) error {
 		changes, err = v.cfg.Feed.Changes(ctx, held.applied, changesPerRead)
 		return err
 	})
-	if err != nil {
-		return fmt.Errorf("read changes: %w", err)
-	}
-	if changes.Revision < held.applied {
+	if errors.Is(err, keys.ErrDiverged) {
 		v.counters.regressions.Add(1)
-		v.cfg.Logger.Error("the database went back to an older revision: a backup was restored, or a standby without the last writes took over", "applied", held.applied, "revision", changes.Revision)
+		v.cfg.Logger.Error("the database lost writes that this node has seen: a backup was restored, or a standby without the last writes took over; loading it anew", "applied", held.applied.Revision)
 		v.closeView()
 		v.flush(ctx) // the uses go with the index they are noted in
 		return v.load(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("read changes: %w", err)
 	}
 	v.writing.Lock()
 	defer v.writing.Unlock()
@@ -230,8 +234,25 @@ func (v *Verifier) catchUp(ctx context.Context) error {
 			v.report(keys.KindKey, changes.Keys[i].ID, c)
 		}
 	}
-	v.view.Store(&view{index: held.index, applied: changes.Revision, lease: held.lease})
+	v.view.Store(&view{index: held.index, applied: changes.Mark, lease: held.lease})
 	return nil
+}
+
+// RefuseRow ends what the index has of a row that a read found not to be genuine, until a genuine row of it comes. It
+// is what the store's observer calls, with the store's name of the table, so that a forged row is refused when it is first seen.
+func (v *Verifier) RefuseRow(table, id string) {
+	v.writing.Lock()
+	defer v.writing.Unlock()
+	held := v.view.Load()
+	if held == nil {
+		return // the load that is to come sees it itself
+	}
+	switch table {
+	case "keys":
+		v.report(keys.KindKey, id, held.index.applyKey(&keys.Key{ID: id}, true))
+	case "organizations":
+		v.report(keys.KindOrganization, id, held.index.applyOrganization(&keys.Organization{ID: id}, true))
+	}
 }
 
 func (v *Verifier) report(kind, id string, c conflict) {
@@ -244,7 +265,7 @@ func (v *Verifier) report(kind, id string, c conflict) {
 // node's own clock fences whoever has not given one.
 func (v *Verifier) Await(ctx context.Context, revision int64) error {
 	began := time.Now()
-	wait := time.Duration(float64(v.cfg.Lease)*waitFactor) + waitSlack
+	longest := v.cfg.Lease // of the nodes that were seen behind, and this one's
 	select {
 	case v.wake <- struct{}{}:
 	default:
@@ -252,14 +273,15 @@ func (v *Verifier) Await(ctx context.Context, revision int64) error {
 	pause := time.Millisecond
 	for {
 		acked := v.acked.next()
-		behind, err := v.cfg.Feed.Behind(ctx, revision)
+		behind, lease, err := v.cfg.Feed.Behind(ctx, revision)
 		if err != nil {
 			return fmt.Errorf("read the nodes: %w", err)
 		}
 		if behind == 0 {
 			return nil
 		}
-		if time.Since(began) >= wait {
+		longest = max(longest, lease)
+		if time.Since(began) >= time.Duration(float64(longest)*waitFactor)+waitSlack {
 			fenced, err := v.cfg.Feed.Fence(ctx, revision)
 			if err != nil {
 				return fmt.Errorf("fence: %w", err)

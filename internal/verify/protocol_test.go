@@ -21,13 +21,13 @@ type interceptedFeed struct {
 	*memoryFeed
 	renew    func(ctx context.Context, next func() (keys.Renewal, error)) (keys.Renewal, error)
 	changes  func(next func() (keys.Changes, error)) (keys.Changes, error)
-	snapshot func(next func() (int64, error)) (int64, error)
+	snapshot func(next func() (keys.Mark, error)) (keys.Mark, error)
 	lookUp   func(ctx context.Context) error // before the look-up
 	fence    func() error                    // before the fence
 	erase    func(before time.Time)
 }
 
-func (f *interceptedFeed) Renew(ctx context.Context, id string, applied int64) (keys.Renewal, error) {
+func (f *interceptedFeed) Renew(ctx context.Context, id string, applied keys.Mark) (keys.Renewal, error) {
 	next := func() (keys.Renewal, error) { return f.memoryFeed.Renew(ctx, id, applied) }
 	if f.renew == nil {
 		return next()
@@ -35,7 +35,7 @@ func (f *interceptedFeed) Renew(ctx context.Context, id string, applied int64) (
 	return f.renew(ctx, next)
 }
 
-func (f *interceptedFeed) Changes(ctx context.Context, after int64, limit int) (keys.Changes, error) {
+func (f *interceptedFeed) Changes(ctx context.Context, after keys.Mark, limit int) (keys.Changes, error) {
 	next := func() (keys.Changes, error) { return f.memoryFeed.Changes(ctx, after, limit) }
 	if f.changes == nil {
 		return next()
@@ -43,8 +43,8 @@ func (f *interceptedFeed) Changes(ctx context.Context, after int64, limit int) (
 	return f.changes(next)
 }
 
-func (f *interceptedFeed) Snapshot(ctx context.Context, v keys.Visitor) (int64, error) {
-	next := func() (int64, error) { return f.memoryFeed.Snapshot(ctx, v) }
+func (f *interceptedFeed) Snapshot(ctx context.Context, v keys.Visitor) (keys.Mark, error) {
+	next := func() (keys.Mark, error) { return f.memoryFeed.Snapshot(ctx, v) }
 	if f.snapshot == nil {
 		return next()
 	}
@@ -559,11 +559,11 @@ func TestI2RestoredBackup(t *testing.T) {
 		feed := &interceptedFeed{memoryFeed: newMemoryFeed()}
 		var mu sync.Mutex
 		loads := true
-		feed.snapshot = func(next func() (int64, error)) (int64, error) {
+		feed.snapshot = func(next func() (keys.Mark, error)) (keys.Mark, error) {
 			mu.Lock()
 			defer mu.Unlock()
 			if !loads {
-				return 0, errAway
+				return keys.Mark{}, errAway
 			}
 			return next()
 		}
@@ -876,7 +876,7 @@ func TestKeysOfOneShard(t *testing.T) {
 func TestP6TamperedSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		feed := &interceptedFeed{memoryFeed: newMemoryFeed()}
-		feed.snapshot = func(next func() (int64, error)) (int64, error) {
+		feed.snapshot = func(next func() (keys.Mark, error)) (keys.Mark, error) {
 			revision, err := next()
 			return revision, errors.Join(err, keys.ErrTampered)
 		}

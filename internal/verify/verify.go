@@ -27,7 +27,7 @@ type Config struct {
 	Lease      time.Duration // L: the database outage that verification rides out; 0 = 10 s
 	Poll       time.Duration // between renewals when nothing wakes the loop; 0 = 100 ms
 	FlushEvery time.Duration // between writes of last_used_at; 0 = 10 s
-	ScrubEvery time.Duration // between checks of every row against its seal; 0 = 1 h
+	ScrubEvery time.Duration // between checks of every row against its seal; 0 = 15 min
 
 	// Now is the clock that expiry is judged by; nil = time.Now. The lease never uses it.
 	Now func() time.Time
@@ -101,7 +101,7 @@ type counters struct {
 // view is immutable.
 type view struct {
 	index   *index
-	applied int64
+	applied keys.Mark
 	lease   lease
 }
 
@@ -123,7 +123,7 @@ func New(cfg Config) (*Verifier, error) {
 		cfg.FlushEvery = 10 * time.Second
 	}
 	if cfg.ScrubEvery == 0 {
-		cfg.ScrubEvery = time.Hour
+		cfg.ScrubEvery = 15 * time.Minute
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -267,7 +267,7 @@ func (v *Verifier) Stats() Stats {
 	}
 	if held := v.view.Load(); held != nil {
 		s.Keys, s.Organizations = held.index.keyCount.Load(), held.index.organizationCount.Load()
-		s.Revision, s.LeaseLeft = held.applied, held.lease.left(time.Now())
+		s.Revision, s.LeaseLeft = held.applied.Revision, held.lease.left(time.Now())
 	}
 	return s
 }

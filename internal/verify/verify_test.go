@@ -468,6 +468,103 @@ func TestRestoredBackupRevokesNothingLess(t *testing.T) {
 	})
 }
 
+// C23, I2: a database that lost writes and counted on to the same revision with other ones, while this node could not
+// reach it: what those say is in force once they are answered, and what was lost is not.
+func TestC23LostWritesAreReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		feed := newMemoryFeed()
+		secret, key := newKey(t, "org_a", keys.Live)
+		lost, lostKey := newKey(t, "org_b", keys.Live)
+		backup := feed.write(key)
+		v, _ := start(t, feed, nil)
+		synctest.Wait()
+		if err := v.Await(t.Context(), feed.write(lostKey)); err != nil {
+			t.Fatal(err)
+		}
+		feed.mu.Lock()
+		feed.away, feed.revision, feed.history = true, backup, 1
+		delete(feed.keys, lostKey.ID)
+		for id := range feed.nodes {
+			feed.nodes[id] = backup // the nodes' rows went back with everything else
+		}
+		feed.mu.Unlock()
+		time.Sleep(3 * time.Second) // the follow loop is in its longest pause
+		feed.setAway(false)
+		key.State = keys.StateRevoked
+		began := time.Now()
+		if err := v.Await(t.Context(), feed.write(key)); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took > 500*time.Millisecond {
+			t.Errorf("answered after %v: a write wakes the loop out of its pause", took)
+		}
+		if got := reasonOf(v, Request{Secret: secret}); got != keys.Revoked {
+			t.Errorf("%s right after the revoke was answered", got)
+		}
+		if got := reasonOf(v, Request{Secret: lost}); got != keys.Unknown {
+			t.Errorf("%s for a key the database lost", got)
+		}
+		if n := v.Stats().Regressions; n != 1 {
+			t.Errorf("%d regressions counted, want 1", n)
+		}
+	})
+}
+
+// C23: nodes may have different leases: a writer waits for the longest of those that are silent.
+func TestC23LongestLeaseIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		feed := newMemoryFeed()
+		v, _ := start(t, feed, func(c *Config) { c.Lease = 2 * time.Second })
+		synctest.Wait()
+		if err := feed.Register(t.Context(), keys.Node{ID: "silent", Lease: 20 * time.Second}); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		if err := v.Await(t.Context(), feed.write()); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took < 25050*time.Millisecond || took > 25100*time.Millisecond {
+			t.Errorf("waited %v, want 1.25 times the longest lease and 50 ms", took)
+		}
+	})
+}
+
+// P5: a row that a read found not to be genuine is refused at once, and repaired by a genuine one.
+func TestP5RefuseRow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		feed := newMemoryFeed()
+		secret, key := newKey(t, "org_a", keys.Live)
+		other, otherKey := newKey(t, "org_b", keys.Live)
+		feed.write(key, otherKey)
+		v, _ := start(t, feed, nil)
+		v.RefuseRow("keys", key.ID) // nothing is loaded yet
+		synctest.Wait()
+		v.RefuseRow("keys", key.ID)
+		v.RefuseRow("organizations", "org_b")
+		v.RefuseRow("meta", "")
+		if got := reasonOf(v, Request{Secret: secret}); got != keys.Unknown {
+			t.Errorf("%s for the key", got)
+		}
+		if got := reasonOf(v, Request{Secret: other}); got != keys.OrganizationInactive {
+			t.Errorf("%s for the organization's key", got)
+		}
+		if n := v.Stats().Tampered; n != 2 {
+			t.Errorf("counted %d, want 2", n)
+		}
+		key.State = keys.StateRevoked
+		revision := feed.write(key, keys.Organization{ID: "org_b", Active: true, Registered: true, Genuine: true})
+		if err := v.Await(t.Context(), revision); err != nil {
+			t.Fatal(err)
+		}
+		if got := reasonOf(v, Request{Secret: secret}); got != keys.Revoked {
+			t.Errorf("%s for the key once it was revoked", got)
+		}
+		if got := reasonOf(v, Request{Secret: other}); got != keys.Valid {
+			t.Errorf("%s for the organization's key once it was put again", got)
+		}
+	})
+}
+
 // The index against a plain map, over random changes: the newest genuine row wins, a revoked or
 // forged one never comes back, and a row that claims another digest ends the one it had.
 func TestIndexAgainstModel(t *testing.T) {

@@ -695,7 +695,7 @@ func record(t *testing.T, db Database) {
 	if err := db.Record(t.Context(), keys.AuditEntry{Action: keys.ActRevoke, TargetID: k.ID, Revision: revision}); err == nil {
 		t.Error("an entry with a revision was recorded outside a write")
 	}
-	ch, err := db.Changes(t.Context(), 0, 10)
+	ch, err := db.Changes(t.Context(), keys.Mark{}, 10)
 	if err != nil || ch.Revision != revision {
 		t.Errorf("the revision is %d, %v; want %d", ch.Revision, err, revision)
 	}
@@ -762,7 +762,7 @@ func uses(t *testing.T, db Database) {
 		must(t, err)
 		wantSame(t, "last use", ks[0].LastUsedAt, at.Add(7*time.Second))
 	}
-	ch, err := db.Changes(t.Context(), revision, 10)
+	ch, err := db.Changes(t.Context(), keys.Mark{Revision: revision}, 10)
 	if err != nil || ch.Revision != revision || len(ch.Keys) != 0 {
 		t.Errorf("uses show in the changes: %+v, %v", ch, err)
 	}
@@ -771,8 +771,9 @@ func uses(t *testing.T, db Database) {
 // follow reads every change after a revision, limit rows at a time.
 func follow(t *testing.T, db Database, after int64, limit int, apply func(keys.Changes)) int64 {
 	t.Helper()
+	mark := keys.Mark{Revision: after}
 	for {
-		ch, err := db.Changes(t.Context(), after, limit)
+		ch, err := db.Changes(t.Context(), mark, limit)
 		must(t, err)
 		apply(ch)
 		if ch.Revision < after {
@@ -781,12 +782,12 @@ func follow(t *testing.T, db Database, after int64, limit int, apply func(keys.C
 		if ch.Revision == after {
 			return after
 		}
-		after = ch.Revision
+		after, mark = ch.Revision, ch.Mark
 	}
 }
 
 func changes(t *testing.T, db Database) {
-	ch, err := db.Changes(t.Context(), 0, 5)
+	ch, err := db.Changes(t.Context(), keys.Mark{}, 5)
 	must(t, err)
 	wantSame(t, "changes of an empty database", ch, keys.Changes{})
 
@@ -933,12 +934,12 @@ func changesUnderWrites(t *testing.T, db Database) {
 
 func snapshot(t *testing.T, db Database) {
 	read := func() (revision int64, ks []keys.Key, os []keys.Organization) {
-		revision, err := db.Snapshot(t.Context(), keys.Visitor{
+		mark, err := db.Snapshot(t.Context(), keys.Visitor{
 			Key:          func(k keys.Key) error { ks = append(ks, k); return nil },
 			Organization: func(o keys.Organization) error { os = append(os, o); return nil },
 		})
 		must(t, err)
-		return revision, ks, os
+		return mark.Revision, ks, os
 	}
 	if revision, ks, os := read(); revision != 0 || len(ks)+len(os) != 0 {
 		t.Errorf("an empty database: revision %d, %d rows", revision, len(ks)+len(os))
@@ -1014,7 +1015,7 @@ func snapshotUnderWrites(t *testing.T, db Database) {
 	}
 	for range 10 {
 		active, rows := make(map[string]int), int64(0)
-		revision, err := db.Snapshot(t.Context(), keys.Visitor{
+		mark, err := db.Snapshot(t.Context(), keys.Visitor{
 			Key: func(k keys.Key) error {
 				rows++
 				if !k.Genuine {
@@ -1031,8 +1032,8 @@ func snapshotUnderWrites(t *testing.T, db Database) {
 			t.Errorf("Snapshot: %v", err)
 			break
 		}
-		if rows != revision {
-			t.Errorf("%d rows at revision %d; each write added one", rows, revision)
+		if rows != mark.Revision {
+			t.Errorf("%d rows at revision %d; each write added one", rows, mark.Revision)
 		}
 		wantSame(t, "active keys", active, map[string]int{"org0": 1, "org1": 1, "org2": 1, "org3": 1})
 	}
@@ -1070,13 +1071,13 @@ func lookUp(t *testing.T, db Database) {
 func nodes(t *testing.T, db Database) {
 	renew := func(id string, applied int64, want keys.Renewal) {
 		t.Helper()
-		if got, err := db.Renew(t.Context(), id, applied); err != nil || got != want {
+		if got, err := db.Renew(t.Context(), id, keys.Mark{Revision: applied}); err != nil || got != want {
 			t.Errorf("Renew(%s, %d) = %v, %v; want %v", id, applied, got, err, want)
 		}
 	}
 	behind := func(revision int64, want int) {
 		t.Helper()
-		if got, err := db.Behind(t.Context(), revision); err != nil || got != want {
+		if got, _, err := db.Behind(t.Context(), revision); err != nil || got != want {
 			t.Errorf("Behind(%d) = %d, %v; want %d", revision, got, err, want)
 		}
 	}

@@ -99,6 +99,7 @@ CREATE TABLE nodes (
     node_id    TEXT   COLLATE "C" NOT NULL PRIMARY KEY,
     address    TEXT   COLLATE "C" NOT NULL,
     version    TEXT   COLLATE "C" NOT NULL,
+    lease      BIGINT NOT NULL, -- microseconds
     applied    BIGINT NOT NULL,
     renewed_at BIGINT NOT NULL
 ) WITH (fillfactor = 50);
