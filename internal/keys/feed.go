@@ -39,14 +39,16 @@ type Feed interface {
 	// succeeds only if the node's row is still there, the database's revision equals applied, and its history has
 	// applied in it.
 	Renew(ctx context.Context, nodeID string, applied Mark) (Renewal, error)
-	// Behind returns how many node rows have not acknowledged revision, and the longest lease among them.
+	// Behind returns how many node rows have not acknowledged revision, and the longest lease among them. A database that
+	// does not have that revision is an error: the rows in it say nothing about the write.
 	Behind(ctx context.Context, revision int64) (nodes int, longest time.Duration, err error)
 	// Fence deletes the node rows that have not acknowledged revision and returns their ids.
 	Fence(ctx context.Context, revision int64) ([]string, error)
 	// Leave deletes a node's row.
 	Leave(ctx context.Context, nodeID string) error
 
-	// EraseKeptAnswers deletes kept answers created before the time given and returns how many.
+	// EraseKeptAnswers deletes kept answers created before the time given and returns how many. What
+	// was noted of rates before that goes too.
 	EraseKeptAnswers(ctx context.Context, before time.Time) (int64, error)
 }
 

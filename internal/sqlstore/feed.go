@@ -222,8 +222,11 @@ func (s *Store) Behind(ctx context.Context, revision int64) (n int, longest time
 	}
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
-	var lease int64
-	err = s.lease.QueryRowContext(ctx, countBehind, revision).Scan(&n, &lease)
+	var lease, newest int64
+	err = s.lease.QueryRowContext(ctx, countBehind, revision).Scan(&n, &lease, &newest)
+	if err == nil && newest < revision {
+		err = keys.ErrDiverged // the write is not here: an old primary, or a database put back
+	}
 	return n, time.Duration(lease) * time.Microsecond, err
 }
 
@@ -260,5 +263,8 @@ func (s *Store) Leave(ctx context.Context, nodeID string) error {
 
 // EraseKeptAnswers implements keys.Feed.
 func (s *Store) EraseKeptAnswers(ctx context.Context, before time.Time) (int64, error) {
+	if _, err := s.write(ctx, s.writer, deleteTakes, keys.Micros(before)); err != nil {
+		return 0, err
+	}
 	return s.write(ctx, s.writer, deleteReplays, keys.Micros(before))
 }

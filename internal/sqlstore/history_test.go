@@ -140,4 +140,7 @@ func TestC23LongestLease(t *testing.T) {
 	if n, longest, err := s.Behind(t.Context(), 0); err != nil || n != 2 || longest != 5e9 {
 		t.Errorf("%d behind, %v, %v", n, longest, err)
 	}
+	if n, _, err := s.Behind(t.Context(), 1); !errors.Is(err, keys.ErrDiverged) {
+		t.Errorf("%d behind a write that is not in this database: %v, want ErrDiverged", n, err)
+	}
 }

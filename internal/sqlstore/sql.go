@@ -108,6 +108,8 @@ const (
 	putTake  = `INSERT INTO rates (action, user_id, taken_at) VALUES ($1, $2, $3)
 		ON CONFLICT (action, user_id) DO UPDATE SET taken_at = excluded.taken_at`
 
+	deleteTakes = `DELETE FROM rates WHERE taken_at < $1`
+
 	replayByHandle = `SELECT fingerprint, key_id, master_key_id, salt, sealed, created_at FROM replays WHERE handle = $1`
 	putReplay      = `INSERT INTO replays (handle, fingerprint, key_id, master_key_id, salt, sealed, created_at)
 		VALUES ($1, $2, $3, $4, $5, $6, $7)
@@ -128,9 +130,10 @@ const (
 		WHERE node_id = $3 AND applied <= $1 AND $1 = (SELECT revision FROM meta WHERE one = 1)
 			AND (CAST($4 AS BIGINT) = 0 OR EXISTS (SELECT 1 FROM audit WHERE sequence = $4 AND hash = $5))`
 	countNode   = `SELECT count(*) FROM nodes WHERE node_id = $1`
-	countBehind = `SELECT count(*), coalesce(max(lease), 0) FROM nodes WHERE applied < $1`
-	fenceNodes  = `DELETE FROM nodes WHERE applied < $1 RETURNING node_id`
-	deleteNode  = `DELETE FROM nodes WHERE node_id = $1`
+	countBehind = `SELECT count(*), coalesce(max(lease), 0), (SELECT revision FROM meta WHERE one = 1)
+		FROM nodes WHERE applied < $1`
+	fenceNodes = `DELETE FROM nodes WHERE applied < $1 RETURNING node_id`
+	deleteNode = `DELETE FROM nodes WHERE node_id = $1`
 )
 
 const (

@@ -685,6 +685,22 @@ func replays(t *testing.T, db Database) {
 			t.Errorf("EraseKeptAnswers = %d, %v; want %d", n, err, test.want)
 		}
 	}
+	// What is old of the rates goes with them.
+	MustWrite(t, db, func(ctx context.Context, tx keys.Tx) error {
+		return errors.Join(tx.Take(ctx, keys.ActCreate, "old", two.CreatedAt), tx.Take(ctx, keys.ActCreate, "new", two.CreatedAt.Add(time.Hour)))
+	})
+	_, err = db.EraseKeptAnswers(t.Context(), two.CreatedAt.Add(time.Hour))
+	must(t, err)
+	MustWrite(t, db, func(ctx context.Context, tx keys.Tx) error {
+		gone, err := tx.LastTake(ctx, keys.ActCreate, "old")
+		must(t, err)
+		kept, err := tx.LastTake(ctx, keys.ActCreate, "new")
+		must(t, err)
+		if !gone.IsZero() || kept.IsZero() {
+			t.Errorf("old take %v, new take %v", gone, kept)
+		}
+		return nil
+	})
 	reads("after 24 hours", []keys.Handle{one.Handle, two.Handle}, keys.Replay{}, keys.ErrNotFound)
 }
 
