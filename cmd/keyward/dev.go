@@ -43,6 +43,7 @@ Example:
 // The organizations of dev.
 const (
 	demoOrganization      = "org_demo"
+	demoName              = "Demo Shop"
 	sandboxOrganization   = "org_sandbox"
 	connectedOrganization = "org_demo_connected"
 )
@@ -54,6 +55,18 @@ const devTokenLife = 12 * time.Hour
 func (c *devCmd) Run(ctx context.Context, t *terminal) error {
 	if !c.InternalListen.loopback() {
 		return wrong("--internal-listen: must be on loopback, because dev asks for no internal token")
+	}
+	for _, pair := range []struct {
+		a, b  listenAddress
+		names string
+	}{
+		{c.Listen, c.InternalListen, "--listen and --internal-listen"},
+		{c.Listen, c.PaymentsListen, "--listen and --payments-listen"},
+		{c.InternalListen, c.PaymentsListen, "--internal-listen and --payments-listen"},
+	} {
+		if pair.a.takes(pair.b) {
+			return wrong("%s: must not be the same address", pair.names)
+		}
 	}
 	issuer, err := prepareFolder(c.Dir)
 	if err != nil {
@@ -119,14 +132,17 @@ func (c *devCmd) welcome(ctx context.Context, t *terminal, n *node, issuer *iden
 	if err != nil {
 		return err
 	}
-	all := "all"
-	page, err := n.service.List(ctx, keys.Call{Principal: keys.Principal{User: user, OrganizationID: demoOrganization}}, keys.ListRequest{Environment: &all})
-	if err != nil {
-		return err
-	}
 	g := greeting{
 		Folder: c.Dir, Public: baseURL(n.address("public")), Internal: baseURL(n.address("internal")), Payments: baseURL(n.address("payments")),
 		User: user, Token: userToken,
+	}
+	all := "all"
+	page, err := n.service.List(ctx, keys.Call{Principal: keys.Principal{User: user, OrganizationID: demoOrganization}}, keys.ListRequest{Environment: &all})
+	var refusal *keys.Error
+	if errors.As(err, &refusal) && (refusal.Code == api.OrganizationInactive || refusal.Code == api.ConnectedAccount) {
+		g.Trouble = g.trouble(refusal.Code)
+	} else if err != nil {
+		return err
 	}
 	for _, k := range page.Keys {
 		if k.State == keys.StateActive && keys.Judge(k.Lifecycle(), true, page.Now) == keys.Valid {
@@ -142,7 +158,7 @@ func seed(ctx context.Context, s *keys.Service) error {
 	text := func(s string) *string { return &s }
 	yes := true
 	for _, o := range []keys.OrganizationRequest{
-		{ID: demoOrganization, Name: text("Demo Shop"), PaymentsEnabled: &yes},
+		{ID: demoOrganization, Name: text(demoName), PaymentsEnabled: &yes},
 		{ID: sandboxOrganization, Name: text("Sandbox Shop")},
 		{ID: connectedOrganization, Name: text("Connected Shop"), ParentID: text(demoOrganization), PaymentsEnabled: &yes},
 	} {
@@ -179,6 +195,7 @@ type greeting struct {
 	User        string `json:"user"`
 	Token       string `json:"token"`
 	ActiveKeyID string `json:"active_api_key_id,omitempty"` // of org_demo, from an earlier run
+	Trouble     string `json:"trouble,omitempty"`           // why the steps fail, and the command that changes it
 	Steps       []step `json:"steps"`
 }
 
@@ -187,6 +204,15 @@ type greeting struct {
 type step struct {
 	Title string   `json:"title"`
 	Lines []string `json:"lines"`
+}
+
+// trouble tells why org_demo may manage no keys.
+func (g *greeting) trouble(code api.Code) string {
+	why := "is switched off"
+	if code != api.OrganizationInactive {
+		why = "is a connected account and manages no keys"
+	}
+	return demoOrganization + " " + why + "; undo that with: keyward org set " + demoOrganization + ` --name "` + demoName + `" --payments --server ` + g.Internal
 }
 
 func (g *greeting) steps() []step {
@@ -240,6 +266,9 @@ func (g *greeting) print(t *terminal) error {
 		{"Payments", g.Payments, "an example API that accepts the keys"},
 	} {
 		fmt.Fprintf(&b, "  %s  %s  %s\n", fmt.Sprintf("%-12s", row[0]), t.paint(cyan, fmt.Sprintf("%-*s", len(g.Public)+len("/docs"), row[1])), t.paint(faint, row[2]))
+	}
+	if g.Trouble != "" {
+		fmt.Fprintf(&b, "\n%s\n", t.paint(yellow, g.Trouble))
 	}
 	fmt.Fprintf(&b, "\n%s\n", t.paint(bold, "Paste into another shell, in order:"))
 	for _, s := range g.Steps {

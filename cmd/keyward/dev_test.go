@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -228,6 +229,71 @@ func TestR1DevActiveKey(t *testing.T) {
 	}
 }
 
+// R1: an org_demo that may manage no keys is no reason not to start: one line says what is the matter,
+// and its command undoes it.
+func TestR1DevOrganizationChanged(t *testing.T) {
+	dir := t.TempDir()
+	keyward := func(internal string, args ...string) {
+		t.Helper()
+		p := keywardtest.Run(t, keywardtest.Options{Dir: dir, Args: args, Env: []string{"KEYWARD_SERVER=" + internal}})
+		if code := p.Wait(t); code != 0 {
+			t.Fatalf("%v: exit code %d, %s", args, code, p.Stderr())
+		}
+	}
+	start := func() (*keywardtest.Process, greeting) {
+		t.Helper()
+		p := startDev(t, dir, "--output=json")
+		p.WaitOutput(t, `(?s)"steps":.*\n}`)
+		return p, decode[greeting](t, p.Stdout())
+	}
+	for _, test := range []struct {
+		name    string
+		changes [][]string
+		want    string
+	}{
+		{"switched off", [][]string{{"org", "set", demoOrganization, "--inactive"}}, "org_demo is switched off; "},
+		{"a connected account", [][]string{
+			{"org", "set", connectedOrganization},
+			{"org", "set", demoOrganization, "--parent", connectedOrganization},
+		}, "org_demo is a connected account and manages no keys; "},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p, g := start()
+			if g.Trouble != "" {
+				t.Errorf("before: %s", g.Trouble)
+			}
+			for _, change := range test.changes {
+				keyward(g.Internal, change...)
+			}
+			p.Stop(t)
+
+			p, g = start()
+			why, command, _ := strings.Cut(g.Trouble, "undo that with: keyward ")
+			if why != test.want {
+				t.Fatalf("trouble %q, want %q before the command", g.Trouble, test.want)
+			}
+			var plain strings.Builder
+			if err := g.print(newTerminal(nil, strings.NewReader(""), &plain, io.Discard)); err != nil || strings.Count(plain.String(), "\n"+g.Trouble+"\n") != 1 {
+				t.Errorf("%v, not a line of\n%s", err, plain.String())
+			}
+			command = strings.ReplaceAll(command, `"`+demoName+`"`, "$1") // one argument for the shell
+			args := strings.Fields(command)
+			for i, a := range args {
+				if a == "$1" {
+					args[i] = demoName
+				}
+			}
+			keyward("http://127.0.0.1:1", args...)
+			_, body := request(t, "GET", g.Internal+"/v1/organizations/"+demoOrganization, "", "")
+			o := decode[api.Organization](t, body)
+			if !o.IsActive || o.ParentOrganizationID != nil || !o.PaymentsEnabled || o.Name != demoName {
+				t.Errorf("after the command: %+v", o)
+			}
+			p.Stop(t)
+		})
+	}
+}
+
 // R1: a busy port, and a second start in the same folder, get one clear line each.
 func TestR1DevBusy(t *testing.T) {
 	dir := t.TempDir()
@@ -252,6 +318,10 @@ func TestR1DevBusy(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(p.Dir, devFolder)); err == nil {
 		t.Error("a folder was made for settings that are refused")
+	}
+	p = keywardtest.Run(t, keywardtest.Options{Args: []string{"dev", "--listen=127.0.0.1:9", "--internal-listen=127.0.0.1:0", "--payments-listen=127.0.0.1:9"}})
+	if code := p.Wait(t); code != 2 || p.Stderr() != "keyward: --listen and --payments-listen: must not be the same address\n" {
+		t.Errorf("one address twice: exit code %d, %q", code, p.Stderr())
 	}
 	first.Stop(t)
 }

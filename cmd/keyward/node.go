@@ -83,7 +83,7 @@ const (
 // newNode connects the parts. Nothing runs yet.
 func newNode(cfg nodeConfig) (*node, error) {
 	n := &node{cfg: cfg, metrics: server.NewMetrics(), notify: func(string) {}}
-	cfg.database.Ring, cfg.database.Logger = cfg.ring, cfg.logger
+	cfg.database.Ring, cfg.database.Logger, cfg.database.OnTampered = cfg.ring, cfg.logger, n.refuseRow
 	n.db = &lateStore{options: cfg.database}
 
 	poll := sharedPoll
@@ -109,7 +109,7 @@ func newNode(cfg nodeConfig) (*node, error) {
 	budget := max(leastBudget, 2*cfg.lease)
 	doors, err := server.New(server.Config{
 		Service: n.service, Authenticator: cfg.authenticator, Verifier: n.verifier,
-		Operations: &operations{db: n.db, ring: cfg.ring, masterKeyFile: cfg.masterKeyFile, logger: cfg.logger},
+		Operations: &operations{db: n.db, verifier: n.verifier, ring: cfg.ring, masterKeyFile: cfg.masterKeyFile, logger: cfg.logger},
 		Format:     cfg.format, InternalTokens: cfg.internalTokens, CORSOrigins: cfg.corsOrigins,
 		Metrics: n.metrics, Logger: cfg.logger, Version: buildVersion(), Budget: budget,
 	})
@@ -127,6 +127,10 @@ func newNode(cfg nodeConfig) (*node, error) {
 	n.add("internal", cfg.internalListen, server.NewHTTPServer(doors.Internal(), limits, cfg.logger), internalTLS)
 	return n, nil
 }
+
+// refuseRow has the memory refuse a row that the database found changed by somebody else, whoever's
+// read it was. The database has logged it by table and id.
+func (n *node) refuseRow(table, id string, _ error) { n.verifier.RefuseRow(table, id) }
 
 func (n *node) add(name, address string, s *http.Server, config *tls.Config) {
 	n.listeners = append(n.listeners, &listener{name: name, address: address, http: s, tls: config})

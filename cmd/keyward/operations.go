@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -12,11 +13,13 @@ import (
 	"github.com/syncgram/keyward/internal/seal"
 	"github.com/syncgram/keyward/internal/server"
 	"github.com/syncgram/keyward/internal/sqlstore"
+	"github.com/syncgram/keyward/internal/verify"
 )
 
 // operations is what operators ask of a running node: server.Operations.
 type operations struct {
 	db            *lateStore
+	verifier      *verify.Verifier
 	ring          *seal.Ring
 	masterKeyFile string
 	logger        *slog.Logger
@@ -98,26 +101,50 @@ func (o *operations) Checks(ctx context.Context) ([]api.Check, error) {
 	if err != nil {
 		return nil, err
 	}
-	checks := make([]api.Check, 0, len(found)+1)
+	checks := make([]api.Check, 0, len(found)+3)
 	for _, f := range found {
-		c := api.Check{Name: f.Name, Status: "ok", Detail: f.Value}
+		c := api.Check{Name: f.Name, Status: checkOK, Detail: f.Value}
 		if !f.OK {
-			c.Status, c.Detail = "warn", f.Value+": "+f.Advice
+			c.Status, c.Detail = checkWarn, f.Value+": "+f.Advice
 			if f.Value == "" {
 				c.Detail = f.Advice
 			}
 		}
 		checks = append(checks, c)
 	}
-	file := api.Check{Name: "master key file", Status: "ok", Detail: "current key " + o.ring.Current()}
+	file := api.Check{Name: "master key file", Status: checkOK, Detail: "current key " + o.ring.Current()}
 	switch ring, err := seal.Load(o.masterKeyFile); {
 	case err != nil:
 		o.logger.ErrorContext(ctx, "the master key file cannot be used any more", "error", err)
-		file.Status, file.Detail = "fail", "cannot be used any more; the next start will fail, and the server's log says why"
+		file.Status, file.Detail = checkFail, "cannot be used any more; the next start will fail, and the server's log says why"
 	case ring.Current() != o.ring.Current():
-		file.Status, file.Detail = "warn", "has a new first key "+ring.Current()+": run `keyward master-key rotate`"
+		file.Status, file.Detail = checkWarn, "has a new first key "+ring.Current()+": run `keyward master-key rotate`"
 	}
-	return append(checks, file), nil
+	return append(checks, o.checkState(ctx), o.checkRows(), file), nil
+}
+
+// checkState checks what the database says of itself as a whole.
+func (o *operations) checkState(ctx context.Context) api.Check {
+	c := api.Check{Name: "sealed state", Status: checkOK, Detail: "agrees with the revision and the last audit entry"}
+	_, err := with(o.db, func(s *sqlstore.Store) (struct{}, error) { return struct{}{}, s.CheckState(ctx) })
+	switch {
+	case errors.Is(err, keys.ErrTampered):
+		o.logger.ErrorContext(ctx, "the database's sealed state does not hold", "error", err)
+		c.Status, c.Detail = checkFail, "the database was changed by somebody else: see the log, and run `keyward audit verify`"
+	case err != nil:
+		o.logger.ErrorContext(ctx, "the database's sealed state could not be checked", "error", err)
+		c.Status, c.Detail = checkFail, "could not be checked; the server's log says why"
+	}
+	return c
+}
+
+// checkRows checks what the memory has refused since the start.
+func (o *operations) checkRows() api.Check {
+	n := o.verifier.Stats().Tampered
+	if n == 0 {
+		return api.Check{Name: "tampered rows", Status: checkOK, Detail: "0"}
+	}
+	return api.Check{Name: "tampered rows", Status: checkFail, Detail: fmt.Sprintf("%d refused since the start: the log says which, and then run `keyward audit verify`", n)}
 }
 
 // Engine implements server.Operations.

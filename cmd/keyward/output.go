@@ -37,7 +37,11 @@ func isTerminal(w io.Writer) bool {
 		return false
 	}
 	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0 && f.Name() != os.DevNull
+	if err != nil || info.Mode()&os.ModeCharDevice == 0 {
+		return false
+	}
+	null, err := os.Stat(os.DevNull) // a character device too, under whatever name it was opened
+	return err != nil || !os.SameFile(info, null)
 }
 
 // style is an ANSI text style (ECMA-48 SGR).

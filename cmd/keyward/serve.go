@@ -116,6 +116,8 @@ func (c *serveCmd) check() error {
 		return wrong("--listen (KEYWARD_LISTEN): must be host:port")
 	case c.InternalListen == "":
 		return wrong("--internal-listen (KEYWARD_INTERNAL_LISTEN): must be host:port")
+	case c.Listen.takes(c.InternalListen):
+		return wrong("--listen (KEYWARD_LISTEN) and --internal-listen (KEYWARD_INTERNAL_LISTEN): must not be the same address")
 	case c.ExtAuthzListen != "":
 		return wrong("--extauthz-listen (KEYWARD_EXTAUTHZ_LISTEN): this version has no Envoy ext_authz listener; leave it empty and use /v1/authorize")
 	case c.MasterKeyFile == "":

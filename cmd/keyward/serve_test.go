@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql"
 	"debug/elf"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -139,11 +140,18 @@ func TestR5Refused(t *testing.T) {
 	t.Parallel()
 	pg := pgtest.URL(t)
 	used := keywardtest.Start(t, keywardtest.Options{})
+	links := t.TempDir()
+	symbolic, hard := filepath.Join(links, "symbolic.db"), filepath.Join(used.Dir, "hard.db")
+	if err := errors.Join(os.Symlink(filepath.Join(used.Dir, "keyward.db"), symbolic), os.Link(filepath.Join(used.Dir, "keyward.db"), hard)); err != nil {
+		t.Fatal(err)
+	}
 	for name, tt := range map[string]struct {
 		options keywardtest.Options
 		want    string
 	}{
 		"second process": {keywardtest.Options{DatabaseURL: "sqlite:" + filepath.Join(used.Dir, "keyward.db")}, "another process has this database open"},
+		"symbolic link":  {keywardtest.Options{DatabaseURL: "sqlite:" + symbolic}, "another process has this database open"},
+		"hard link":      {keywardtest.Options{DatabaseURL: "sqlite:" + hard}, "another process has this database open"},
 		"no database":    {keywardtest.Options{DatabaseURL: strings.Replace(pg, "?", "_none?", 1)}, "does not exist"},
 		"no folder":      {keywardtest.Options{DatabaseURL: "sqlite:/proc/none/keyward.db"}, "/proc/none"},
 	} {
@@ -196,15 +204,20 @@ func TestR5WrongMasterKey(t *testing.T) {
 }
 
 // R5, C20: SIGTERM lets what runs finish, accepts no more, writes last_used_at, gives the lease back
-// and ends with 0, on both databases.
+// and ends with 0, on both databases. So does SIGHUP, which a closed terminal sends.
 func TestR5Stop(t *testing.T) {
-	for name, url := range map[string]func(*testing.T) string{
-		"sqlite":   func(*testing.T) string { return "" },
-		"postgres": func(t *testing.T) string { return pgtest.URL(t) },
+	sqlite := func(*testing.T) string { return "" }
+	for name, test := range map[string]struct {
+		url    func(*testing.T) string
+		signal syscall.Signal
+	}{
+		"sqlite":          {sqlite, syscall.SIGTERM},
+		"sqlite, hung up": {sqlite, syscall.SIGHUP},
+		"postgres":        {func(t *testing.T) string { return pgtest.URL(t) }, syscall.SIGTERM},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			o := keywardtest.Options{DatabaseURL: url(t), Flags: []string{"--lease=60s"}}
+			o := keywardtest.Options{DatabaseURL: test.url(t), Flags: []string{"--lease=60s"}}
 			p := keywardtest.Start(t, o)
 			k := create(t, p, "ann", "org_a")
 			before := time.Now().Truncate(time.Second)
@@ -225,7 +238,7 @@ func TestR5Stop(t *testing.T) {
 			if line, err := answer.ReadString('\n'); err != nil || !strings.Contains(line, "100 Continue") {
 				t.Fatalf("%q, %v", line, err)
 			}
-			p.Signal(t, syscall.SIGTERM)
+			p.Signal(t, test.signal)
 			p.WaitLog(t, `"msg":"stopping"`)
 			if err := keywardtest.Poll(func() bool {
 				c, err := net.Dial("tcp", strings.TrimPrefix(p.Public, "http://"))

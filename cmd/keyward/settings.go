@@ -188,6 +188,21 @@ func (a listenAddress) loopback() bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
+// takes reports whether nothing can listen on b once something listens on a.
+func (a listenAddress) takes(b listenAddress) bool {
+	hostA, portA, errA := net.SplitHostPort(string(a))
+	hostB, portB, errB := net.SplitHostPort(string(b))
+	if errA != nil || errB != nil {
+		return false
+	}
+	numberA, errA := net.LookupPort("tcp", portA)
+	numberB, errB := net.LookupPort("tcp", portB)
+	if errA != nil || errB != nil || numberA != numberB || numberA == 0 {
+		return false
+	}
+	return strings.EqualFold(hostA, hostB) || hostA == "" || hostB == ""
+}
+
 // maxSecretFile bounds the small files that hold a secret.
 const maxSecretFile = 64 << 10
 

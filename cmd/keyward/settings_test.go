@@ -195,6 +195,8 @@ func TestR3Wrong(t *testing.T) {
 		"listen":                 {with("--listen=8080"), nil, "--listen (KEYWARD_LISTEN): must be host:port"},
 		"listen port":            {with("--listen=127.0.0.1:99999"), nil, "--listen (KEYWARD_LISTEN): must be host:port"},
 		"no listen":              {with("--listen="), nil, "--listen (KEYWARD_LISTEN): must be host:port"},
+		"one address twice":      {with("--listen=127.0.0.1:9", "--internal-listen=127.0.0.1:9"), nil, "--listen (KEYWARD_LISTEN) and --internal-listen (KEYWARD_INTERNAL_LISTEN): must not be the same address"},
+		"one port twice":         {with("--listen=:discard", "--internal-listen=localhost:9"), nil, "--listen (KEYWARD_LISTEN) and --internal-listen (KEYWARD_INTERNAL_LISTEN): must not be the same address"},
 		"internal listen":        {with(), []string{"KEYWARD_INTERNAL_LISTEN=x"}, "--internal-listen (KEYWARD_INTERNAL_LISTEN): must be host:port"},
 		"extauthz":               {with("--extauthz-listen=127.0.0.1:1"), nil, "--extauthz-listen (KEYWARD_EXTAUTHZ_LISTEN): this version has no"},
 		"database scheme":        {with("--database-url=mysql://u:" + hidden + "@h/d"), nil, "--database-url (KEYWARD_DATABASE_URL): the database URL must start with"},
@@ -256,6 +258,22 @@ func TestR3Wrong(t *testing.T) {
 				t.Error("a database was made")
 			}
 		})
+	}
+}
+
+// R3: what of two listeners' addresses is refused, and what is not.
+func TestR3ListenersApart(t *testing.T) {
+	for _, tt := range []struct {
+		a, b listenAddress
+		want bool
+	}{
+		{"127.0.0.1:9", "127.0.0.1:9", true}, {"LOCALHOST:9", "localhost:9", true}, {":9", "127.0.0.1:9", true},
+		{"127.0.0.1:9", ":9", true}, {"127.0.0.1:9", "127.0.0.1:discard", true},
+		{"127.0.0.1:9", "127.0.0.1:10", false}, {"127.0.0.1:9", "127.0.0.2:9", false}, {"127.0.0.1:0", "127.0.0.1:0", false}, {":0", ":0", false},
+	} {
+		if got := tt.a.takes(tt.b); got != tt.want {
+			t.Errorf("%s and %s: %t, want %t", tt.a, tt.b, got, tt.want)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/syncgram/keyward/internal/identity"
@@ -42,7 +43,7 @@ func (c *tokenCmd) Run(t *terminal) error {
 	}
 	token, err := issuer.Issue(c.User, c.Org, time.Duration(c.TTL), c.Role...)
 	if err != nil {
-		return wrong("--%w", err)
+		return wrong("%s", strings.Replace("--"+err.Error(), "--organization:", "--org:", 1))
 	}
 	_, err = fmt.Fprintln(t.out, token)
 	return err
