@@ -199,9 +199,35 @@ func TestC23ACancelledSynchronousCommit(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	waitFor(t, raw, `SELECT current_setting('synchronous_standby_names') = 'nobody'`)
-
 	const waiting = `FROM pg_stat_activity WHERE wait_event = 'SyncRep'`
+	// The server takes the setting over when its checkpointer gets to it: commits wait from then on.
+	probe := rawConnection(t, server.URL())
+	for inForce := false; !inForce; {
+		done := make(chan error, 1)
+		go func() {
+			_, err := probe.ExecContext(t.Context(), `CREATE TABLE IF NOT EXISTS probe (); DROP TABLE probe`)
+			done <- err
+		}()
+		for answered := false; !answered && !inForce; {
+			select {
+			case err := <-done:
+				if answered = true; err != nil {
+					t.Fatal(err)
+				}
+			case <-time.After(5 * time.Millisecond):
+				if err := raw.QueryRowContext(t.Context(), `SELECT count(*) = 1 `+waiting).Scan(&inForce); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if inForce {
+			if _, err := raw.ExecContext(t.Context(), `SELECT pg_cancel_backend(pid) `+waiting); err != nil {
+				t.Fatal(err)
+			}
+			<-done // with a warning that says it may not be on the standby
+		}
+	}
+
 	for name, call := range map[string]func(context.Context) error{
 		"Write": func(ctx context.Context) error {
 			_, err := s.Write(ctx, func(ctx context.Context, tx keys.Tx) error {
