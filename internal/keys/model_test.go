@@ -272,7 +272,7 @@ func TestModel(t *testing.T) {
 				},
 				"roll": func(rt *rapid.T) {
 					if len(m.keys) == 0 {
-						rt.Skip("no key yet")
+						return // nothing to act on yet
 					}
 					o, u, i := draw.organization.Draw(rt, "organization"), draw.user.Draw(rt, "user"), draw.idempotency.Draw(rt, "idempotency")
 					target := rapid.SampledFrom(m.keys).Draw(rt, "key")
@@ -283,7 +283,7 @@ func TestModel(t *testing.T) {
 				},
 				"revoke": func(rt *rapid.T) {
 					if len(m.keys) == 0 {
-						rt.Skip("no key yet")
+						return // nothing to act on yet
 					}
 					o, target := draw.organization.Draw(rt, "organization"), rapid.SampledFrom(m.keys).Draw(rt, "key")
 					want := m.revoke(o, target)
