@@ -51,18 +51,22 @@ func scanKey(row scanner, more ...any) (r keyRow, err error) {
 	return r, nil
 }
 
+// checkRow is the one rule of what a genuine row is: its columns are values Keyward writes, it is of the
+// latest revision, and its seal matches.
+func (s *Store) checkRow(kind string, content []byte, sealed seal.Seal, mangled, latest bool) error {
+	switch {
+	case mangled:
+		return errMangled
+	case !latest:
+		return errRolledBack
+	}
+	return s.ring.CheckRow(kind, content, sealed)
+}
+
 // keyFromRow checks the row's seal and sets Genuine. Whether it is of the latest revision is
 // the caller's to say.
 func (s *Store) keyFromRow(r *keyRow, latest bool) keys.Key {
-	var err error
-	switch {
-	case r.mangled:
-		err = errMangled
-	case !latest:
-		err = errRolledBack
-	default:
-		err = s.ring.CheckRow(keys.KindKey, r.Sealed(), r.seal)
-	}
+	err := s.checkRow(keys.KindKey, r.Sealed(), r.seal, r.mangled, latest)
 	r.Genuine = err == nil
 	if err != nil {
 		s.tampered("keys", r.ID, r.Revision, err)
@@ -95,15 +99,7 @@ func scanOrganization(row scanner, more ...any) (r organizationRow, err error) {
 // organizationFromRow checks the row's seal and sets Genuine. One that is not genuine is
 // switched off.
 func (s *Store) organizationFromRow(r *organizationRow, latest bool) keys.Organization {
-	var err error
-	switch {
-	case r.mangled:
-		err = errMangled
-	case !latest:
-		err = errRolledBack
-	default:
-		err = s.ring.CheckRow(keys.KindOrganization, r.Sealed(), r.seal)
-	}
+	err := s.checkRow(keys.KindOrganization, r.Sealed(), r.seal, r.mangled, latest)
 	r.Genuine = err == nil
 	if err != nil {
 		r.Active = false
