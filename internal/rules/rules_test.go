@@ -30,6 +30,7 @@ var mayImport = map[string][]string{
 	"token":                         {},
 	"":                              {"api"},
 	"internal/failpoint":            {},
+	"internal/faultproxy":           {},
 	"internal/seal":                 {},
 	"internal/keys":                 {"api", "token", "internal/seal", "internal/failpoint"},
 	"internal/verify":               {"token", "internal/keys"},

@@ -1,0 +1,279 @@
+package faultproxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"go.uber.org/goleak"
+
+	"github.com/syncgram/keyward/internal/pgtest"
+)
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	pgtest.ReapAll()
+	if err := goleak.Find(); code == 0 && err != nil {
+		os.Stderr.WriteString(err.Error())
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// echo starts a server that sends back what it gets, and returns its address.
+func echo(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				_, _ = io.Copy(c, c)
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
+func dial(t *testing.T, p *Proxy) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", p.Address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// answered reads n bytes within the time given and reports whether they came, and when.
+func answered(t *testing.T, c net.Conn, n int, within time.Duration) (took time.Duration, err error) {
+	t.Helper()
+	began := time.Now()
+	if err := c.SetReadDeadline(began.Add(within)); err != nil {
+		t.Fatal(err)
+	}
+	_, err = io.ReadFull(c, make([]byte, n))
+	return time.Since(began), err
+}
+
+func send(t *testing.T, c net.Conn, n int) {
+	t.Helper()
+	if _, err := c.Write(make([]byte, n)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+const patience = 10 * time.Second
+
+// F7: each fault does what it says to a connection that was there before, and ends at once.
+func TestFaults(t *testing.T) {
+	const enough = 150 * time.Millisecond
+	for _, test := range []struct {
+		name  string
+		fault Fault
+		bytes int
+		least time.Duration // what the answer takes; 0 = none comes
+	}{
+		{"latency", Fault{Latency: 50 * time.Millisecond}, 10, 100 * time.Millisecond},
+		{"bandwidth", Fault{BytesPerSecond: 1000}, 300, 300 * time.Millisecond},
+		{"black hole", Fault{DropUp: true, DropDown: true}, 10, 0},
+		{"lost on the way up", Fault{DropUp: true}, 10, 0},
+		{"lost on the way down", Fault{DropDown: true}, 10, 0},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			p := New(t, echo(t))
+			c := dial(t, p)
+			send(t, c, 1)
+			if _, err := answered(t, c, 1, patience); err != nil {
+				t.Fatalf("healthy: %v", err)
+			}
+			p.Set(test.fault)
+			send(t, c, test.bytes)
+			if test.least > 0 {
+				if took, err := answered(t, c, test.bytes, patience); err != nil || took < test.least {
+					t.Errorf("answered after %v with %v, want at least %v", took, err, test.least)
+				}
+			} else if _, err := answered(t, c, test.bytes, enough); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("answered with %v, want silence", err)
+			} else {
+				p.Set(Fault{})
+				if _, err := answered(t, c, test.bytes, patience); err != nil {
+					t.Errorf("what was lost did not arrive afterwards: %v", err)
+				}
+			}
+			p.Set(Fault{})
+			send(t, c, 1000)
+			if took, err := answered(t, c, 1000, patience); err != nil || took > time.Second {
+				t.Errorf("healthy again: after %v with %v", took, err)
+			}
+		})
+	}
+}
+
+func TestCutAndRefuse(t *testing.T) {
+	p := New(t, echo(t))
+	c := dial(t, p)
+	send(t, c, 1)
+	if _, err := answered(t, c, 1, patience); err != nil {
+		t.Fatal(err)
+	}
+	p.Set(Fault{Refuse: true})
+	if _, err := answered(t, dial(t, p), 1, patience); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a new connection: %v, want its end", err)
+	}
+	send(t, c, 1)
+	if _, err := answered(t, c, 1, patience); err != nil {
+		t.Errorf("an existing connection: %v", err)
+	}
+	p.Cut()
+	if _, err := answered(t, c, 1, patience); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("a connection that was cut: %v, want its end", err)
+	}
+	p.Set(Fault{})
+	p.SetTarget(echo(t))
+	c = dial(t, p)
+	send(t, c, 1)
+	if _, err := answered(t, c, 1, patience); err != nil {
+		t.Errorf("the other server: %v", err)
+	}
+}
+
+// A black hole hides the end of a connection too.
+func TestTheEndIsHeldBack(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	p := New(t, l.Addr().String())
+	c := dial(t, p)
+	s, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	p.Set(Fault{DropUp: true})
+	send(t, c, 3)
+	c.Close()
+	if _, err := answered(t, s, 1, 100*time.Millisecond); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("the server got %v, want silence", err)
+	}
+	p.Set(Fault{})
+	if _, err := answered(t, s, 3, patience); err != nil {
+		t.Fatalf("the bytes before the end: %v", err)
+	}
+	if _, err := answered(t, s, 1, patience); !errors.Is(err, io.EOF) {
+		t.Fatalf("the server got %v, want the end", err)
+	}
+}
+
+// F8: the commit happens, its answer is lost, and exactly as many as were asked for.
+func TestCutAtCommit(t *testing.T) {
+	url := pgtest.URL(t)
+	config, err := pgx.ParseConfig(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := New(t, net.JoinHostPort(config.Host, "0"))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	direct, err := pgx.Connect(ctx, url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer direct.Close(ctx)
+	if _, err := direct.Exec(ctx, "CREATE TABLE seen (n int)"); err != nil {
+		t.Fatal(err)
+	}
+	p.SetTarget(direct.PgConn().Conn().RemoteAddr().String())
+
+	through, err := pgx.ParseConfig(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address, err := net.ResolveTCPAddr("tcp", p.Address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	through.Host, through.Port = "127.0.0.1", uint16(address.Port)
+	insert := func(n int) error {
+		conn, err := pgx.ConnectConfig(ctx, through)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close(ctx)
+		tx, err := conn.Begin(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tx.Exec(ctx, "INSERT INTO seen VALUES ($1)", n); err != nil {
+			t.Fatal(err)
+		}
+		return tx.Commit(ctx)
+	}
+	if err := insert(1); err != nil {
+		t.Fatal(err)
+	}
+	cut := p.CutAtCommit(2)
+	for n := 2; n <= 3; n++ {
+		if err := insert(n); err == nil {
+			t.Errorf("commit %d was answered", n)
+		}
+		select {
+		case <-cut:
+		case <-time.After(patience):
+			t.Fatalf("nobody was told of cut %d", n)
+		}
+	}
+	if err := insert(4); err != nil {
+		t.Errorf("the commit after the last cut: %v", err)
+	}
+	var count int
+	if err := direct.QueryRow(ctx, "SELECT count(*) FROM seen").Scan(&count); err != nil || count != 4 {
+		t.Errorf("%d rows and %v, want 4: a commit whose answer was lost has happened", count, err)
+	}
+}
+
+// However the reads cut the stream, exactly the COMMITs are found.
+func TestFramesFindCommits(t *testing.T) {
+	message := func(kind byte, body string) string {
+		n := len(body) + 4
+		return string([]byte{kind, byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}) + body
+	}
+	startup := func(code string, body string) string {
+		n := len(body) + 8
+		return string([]byte{0, 0, byte(n >> 8), byte(n)}) + code + body
+	}
+	stream := startup("\x04\xd2\x16\x2f", "") + // SSLRequest
+		startup("\x00\x03\x00\x00", "user\x00Q\x00\x00") +
+		message('Q', "begin\x00") + message('P', "\x00commit\x00\x00\x00") + message('S', "") +
+		message('Q', "commit\x00") + message('Q', "insert into t values ('commit')\x00") +
+		message('Q', "COMMIT;\x00") + message('X', "")
+	for size := 1; size <= 48; size++ { // less than lies between the two COMMITs
+		var f frames
+		found := 0
+		for rest := stream; rest != ""; {
+			n := min(size, len(rest))
+			if f.commitIn([]byte(rest[:n])) {
+				found++
+			}
+			rest = rest[n:]
+		}
+		if found != 2 {
+			t.Errorf("reads of %d bytes: %d commits found, want 2", size, found)
+		}
+	}
+}
