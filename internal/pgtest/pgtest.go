@@ -107,6 +107,7 @@ type Server struct {
 	port        int
 	settings    []string
 	account     *syscall.Credential // nil = this process's
+	source      *Server             // whose standby it was made as; nil = nobody's
 
 	process  *exec.Cmd     // the postmaster; nil while it is not running
 	gone     chan struct{} // closed when process has ended
@@ -183,7 +184,26 @@ func (s *Server) Thaw(tb testing.TB) {
 }
 
 // start makes a new server and waits until it answers.
-func start(settings []string) (_ *Server, err error) {
+func start(settings []string) (*Server, error) {
+	s, err := newFolder(settings)
+	if err != nil {
+		return nil, err
+	}
+	err = s.initialize("--locale-provider=icu", "--icu-locale=en-US")
+	if err != nil {
+		err = s.initialize() // built without ICU
+	}
+	if err == nil {
+		err = s.runFirst()
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.remove())
+	}
+	return s, nil
+}
+
+// newFolder returns a server that has a folder of its own and a watchdog, but no data yet.
+func newFolder(settings []string) (_ *Server, err error) {
 	s := &Server{settings: settings}
 	if s.bin, err = findBinaries(); err != nil {
 		return nil, err
@@ -197,32 +217,25 @@ func start(settings []string) (_ *Server, err error) {
 	if s.watchdog, err = watch(s.folder); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(s.folder))
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.remove())
-		}
-	}()
 	if s.account != nil {
 		if err := os.Chown(s.folder, int(s.account.Uid), int(s.account.Gid)); err != nil {
-			return nil, err
+			return nil, errors.Join(err, s.remove())
 		}
 	}
-	if err := s.initialize("--locale-provider=icu", "--icu-locale=en-US"); err != nil {
-		if err := s.initialize(); err != nil { // built without ICU
-			return nil, err
-		}
-	}
-	for try := 0; ; try++ {
+	return s, nil
+}
+
+// runFirst runs a server for the first time, on a port it finds.
+func (s *Server) runFirst() (err error) {
+	for range 3 { // somebody else may take the port first, but not three times
 		if s.port, err = freePort(); err != nil {
-			return nil, err
+			return err
 		}
 		if err = s.run(); err == nil {
-			return s, nil
-		}
-		if try == 2 { // somebody else may take the port first, but not three times
-			return nil, err
+			return nil
 		}
 	}
+	return err
 }
 
 // initialize makes the data folder. A locale that does not sort by bytes shows an order that
