@@ -14,8 +14,10 @@
  * that never ends: Spin explores runs in which a process takes no further step. No clock is compared
  * with another machine's; only their rates are taken as equal (the code's wait has a quarter to spare).
  *
- * Sizes: -DN= nodes, -DR= writes, -DL= lease in ticks. Everything else is a variant, named where it
- * acts: WITHOUT_… and those like it are errors built in on purpose, and must be found.
+ * Wake-ups (NOTIFY) are not in it and need not be: they only make a step come sooner.
+ *
+ * Sizes: -DN= nodes, -DR= writes, -DL= lease in ticks. Everything else is a variant, explained where it
+ * acts: a circumstance, or an error built in on purpose that must be found. README.md says which is which.
  */
 #ifndef N
 #define N 1
@@ -49,18 +51,65 @@ bool answered[R+1];  /* write k was answered */
 byte held;           /* ticks until the lease it loaded is over */
 
 #ifdef FAILOVER
-/* A standby was promoted; the old primary is cut off from it, does not know, and still talks to
- * everybody. Which of the two a statement reaches is open each time: every process has several
- * connections. With synchronous replication nothing the old one writes is acknowledged any more. */
-bool split;
-byte oldseq;         /* what the old primary says; nothing changes there but by CANCELLED_COMMIT */
+/* A standby is promoted once. Which of two primaries a statement reaches is open each time, since every process has several
+ * connections; a statement belongs to one of them. What the old one is like afterwards:
+ *   (nothing said)   synchronous replication. It is cut off, does not know, and still talks to everybody, but nothing it
+ *                    commits is acknowledged any more; whatever was acknowledged, the standby has.
+ *   ASYNCHRONOUS     it is alive and goes on acknowledging, and the standby may be behind: a state from any earlier time.
+ *   OLD_STOPPED      as that, but it was stopped before the standby was promoted.
+ *   RESTORED         no standby: a copy from any earlier time was put back, of the same lineage. */
+#if defined(OLD_STOPPED) || defined(RESTORED)
+#define OLD_THERE false
+#else
+#define OLD_THERE split
+#endif
+#if defined(OLD_STOPPED) || defined(RESTORED) || defined(ASYNCHRONOUS)
+#define MAY_LOSE 1
+#else
+#define MAY_LOSE 0
+#endif
+bool split;          /* it happened; from now on seq, row and acked are the promoted one's */
+byte oldseq;         /* the old primary's. Before the split: what the standby has, where that may be behind */
 bool oldrow[N];
 byte oldacked[N];
-byte common;         /* writes both histories have */
-bool strayed[N];     /* the memory holds a write that only the old primary has */
+byte common;         /* writes both histories have; from the split on */
+bool strayed[N];     /* the memory holds a write that only the old history has. Its mark (number and hash) tells the program */
+bool settled = 1;    /* the database's note: every lease granted on an earlier lineage is over */
+byte seen;           /* ticks until a node has seen the new lineage for a whole wait */
+byte unsure;         /* ticks until the process of the writers trusts the rows again, after its own history turned out another */
 #define KNOWN(i) (strayed[i] && common < applied[i] -> common : applied[i])
+#define LOAD(i) lease[i] = 0; KEEP(i); applied[i] = seq; strayed[i] = 0; NOTICE(i)
+#define LOAD_OLD(i) lease[i] = 0; applied[i] = oldseq; strayed[i] = (oldseq > common)
+#ifdef RESTORED
+#define NOTICE(i) if :: i == HOST -> unsure = TERM :: else fi
+#else
+#define NOTICE(i) skip
+#endif
 #else
 #define KNOWN(i) applied[i]
+#endif
+
+/* Of the verifications, one is followed; it asks node 0. The writers run in the process of the last node. */
+byte asked;          /* the newest write that was answered before it began, or any before that one */
+#define HOST (N - 1)
+
+#ifdef TOMBSTONES
+/* A lost write is a revocation: node 0 refuses the key while its memory has the write, or a tombstone of it. */
+bool tombstone[N];
+bool refused;        /* node 0 has refused the key, in this process */
+#ifdef TOMBSTONE_DROPPED
+#define KEEP(i) skip
+#else
+#define KEEP(i) if :: strayed[i] -> tombstone[i] = 1 :: else fi
+#endif
+#else
+#define KEEP(i) skip
+#endif
+
+#ifdef WAIT_SHORT
+#define TERM (L - 1)
+#else
+#define TERM L
 #endif
 
 active proctype Time() {
@@ -81,6 +130,10 @@ active proctype Time() {
        :: else -> break
        od;
        if :: held > 0 -> held-- :: else fi;
+#ifdef FAILOVER
+       if :: seen > 0 -> seen-- :: else fi;
+       if :: unsure > 0 -> unsure-- :: else fi;
+#endif
        i = 0
      }
   od
@@ -121,25 +174,47 @@ proctype Network(byte i) {
 proctype Node(byte i) {
   byte s;
 start:
+#ifdef TOMBSTONES
+  atomic { applied[i] = 0; strayed[i] = 0; tombstone[i] = 0; if :: i == 0 -> refused = 0 :: else fi };
+#endif
+#ifdef RESTORED
+  if :: i == HOST -> unsure = 0 :: else fi;
+#endif
+#ifndef LOAD_FIRST
   atomic { REGISTER(i) };
+#endif
 #ifdef FAILOVER
   if
-  :: split -> d_step { applied[i] = oldseq; strayed[i] = (oldseq > common) }
-  :: d_step { applied[i] = seq; strayed[i] = 0 }
+  :: OLD_THERE -> d_step { LOAD_OLD(i) }
+  :: d_step { lease[i] = 0; applied[i] = seq; strayed[i] = 0 }
   fi;
 #else
   applied[i] = seq;                          /* the first load: a view without a lease */
+#endif
+#ifdef LOAD_FIRST
+  atomic { REGISTER(i) };
 #endif
 
 follow:
   do
   ::                                         /* catch-up: read, then publish under the lease there is */
 #ifdef FAILOVER
+     /* A mark of another history than the server's: load anew, without a lease. */
      if
-     :: split && oldseq >= applied[i] -> d_step { if :: oldseq > common && oldseq > applied[i] -> strayed[i] = 1 :: else fi; applied[i] = oldseq }
-     :: split && oldseq < applied[i] -> d_step { lease[i] = 0; strayed[i] = 0; applied[i] = oldseq }   /* went back: load anew, no lease */
-     :: seq >= applied[i] -> applied[i] = seq
-     :: seq < applied[i] -> d_step { lease[i] = 0; strayed[i] = 0; applied[i] = seq }
+     :: OLD_THERE -> d_step {
+          if
+          :: applied[i] <= oldseq && (applied[i] <= common || strayed[i]) -> applied[i] = oldseq; strayed[i] = (oldseq > common)
+          :: else -> LOAD_OLD(i)
+          fi }
+     :: d_step {
+          if
+#ifdef BY_NUMBER
+          :: seq >= applied[i] -> applied[i] = seq
+#else
+          :: !strayed[i] -> applied[i] = seq
+#endif
+          :: else -> LOAD(i)
+          fi }
      fi
 #else
 #ifdef CATCH_UP_GRANTS
@@ -170,23 +245,29 @@ follow:
 #else
      if
 #ifdef FAILOVER
-     :: split ->                             /* the old primary got it */
+     :: OLD_THERE ->                         /* the old primary got it */
 #ifdef ASYNCHRONOUS
         if :: oldrow[i] && applied[i] == oldseq -> lease[i] = L - age[i] :: else fi;
 #endif
         age[i] = L; goto follow
 #ifndef BY_NUMBER
-     :: row[i] && strayed[i] -> d_step { age[i] = L; lease[i] = 0; applied[i] = seq; strayed[i] = 0 }
-     :: row[i] && !strayed[i] && applied[i] == seq
+     :: row[i] && strayed[i] -> d_step { age[i] = L; LOAD(i) }
+     :: atomic { row[i] && !strayed[i] && applied[i] == seq -> s = split }
 #else
-     :: row[i] && applied[i] == seq
+     :: atomic { row[i] && applied[i] == seq -> s = split }
 #endif
 #else
      :: row[i] && applied[i] == seq          /* the statement's snapshot */
 #endif
         ->
         if
-        :: atomic { row[i] -> acked[i] = applied[i] };       /* the row's lock: the row is there, or nothing is granted */
+#ifdef FAILOVER
+        :: atomic { split != s -> s = 0; age[i] = L }        /* that server is not the primary any more */
+#define SAME split == s &&
+#else
+#define SAME
+#endif
+        :: atomic { SAME row[i] -> acked[i] = applied[i]; s = 0 };  /* the row's lock: the row is there, or nothing is granted */
 #ifdef FROM_RECEIPT
            age[i] = 0;
 #endif
@@ -196,9 +277,9 @@ follow:
              healthy[i] = (lease[i] > 0)
 #endif
            }
-        :: !row[i] -> goto fenced
+        :: SAME !row[i] -> goto fenced
 #ifndef NO_LATE_PACKET
-        :: late[i] == 0 -> d_step { late[i] = applied[i] + 1; age[i] = L }   /* given up; it may be executed yet, also at once */
+        :: atomic { SAME late[i] == 0 -> late[i] = applied[i] + 1; age[i] = L; s = 0 }   /* given up; it may be executed yet, also at once */
 #endif
         fi
      :: row[i] && applied[i] != seq -> age[i] = L                            /* lagging */
@@ -240,12 +321,6 @@ fenced:                                      /* register anew; memory and view s
 #define FENCE CUT(0); CUT(1)
 #endif
 
-#ifdef WAIT_SHORT
-#define TERM (L - 1)
-#else
-#define TERM L
-#endif
-
 /* Await, until write my may be answered. Its clock runs from when the commit returned; here that is the
  * commit itself, the worst case. Reading who is behind, fencing, and answering are one step
  * for the same reason: every step in between would only make the answer later. */
@@ -258,26 +333,66 @@ fenced:                                      /* register anew; memory and view s
 #define OVER(r) (wait[r] == 0)
 #endif
 #ifdef BEHIND_READS_OLD
-#define BEHIND_THERE :: atomic { split && NONE_BEHIND_THERE -> answered[my] = 1 }
+#define BEHIND_THERE :: atomic { OLD_THERE && NONE_BEHIND_THERE -> answered[my] = 1 }
 #else
 #define BEHIND_THERE
 #endif
+#ifdef FAILOVER
+/* On a lineage that is not settled nobody is answered early: the rows of nodes that hold a lease may be lost. Who has waited the
+ * whole wait after a commit on that lineage settles it. A commit on the old primary proves nothing about when the new one began. */
+#ifdef EARLY_ON_NEW_TIMELINE
+#define TRUSTED (unsure == 0)
+#else
+#define TRUSTED (settled && unsure == 0)
+#endif
+#ifdef SETTLED_BY_EARLIER_WRITE
+#define SETTLE settled = 1
+#else
+#define SETTLE if :: on == split -> settled = 1 :: else fi
+#endif
+#ifdef RESTORED
+/* A restored copy has no new lineage to show. So the writers' own node must have acknowledged, in this history. */
+#ifdef OWN_ROW_MAY_LACK
+#define EARLY (NONE_BEHIND && TRUSTED)
+#else
+#define EARLY (NONE_BEHIND && TRUSTED && row[HOST])
+#endif
+#else
+#define EARLY (NONE_BEHIND && TRUSTED)
+#endif
+#define HERE (on == split || my <= common) &&     /* the write is in the primary's history */
+/* A write that was lost is answered with an error, or it counts as lost after its answer. */
+#ifdef FENCE_ACROSS
+#define LOST :: atomic { split && !on && my > common && wait[r] == 0 -> FENCE; goto done }
+#else
+#define LOST :: atomic { split && !on && my > common -> goto done }
+#endif
+#else
+#define EARLY NONE_BEHIND
+#define SETTLE skip
+#define HERE
+#define LOST
+#endif
 #define AWAIT(r) if \
-  :: atomic { NONE_BEHIND -> answered[my] = 1 } \
-  :: atomic { !NONE_BEHIND && OVER(r) -> FENCE; answered[my] = 1 } \
+  :: atomic { HERE EARLY -> answered[my] = 1 } \
+  :: atomic { HERE !EARLY && OVER(r) -> FENCE; SETTLE; answered[my] = 1 } \
   BEHIND_THERE \
+  LOST \
   fi
 #endif
 
 /* Which writer commits first makes no difference, so they go in order: fewer runs that are the same. */
 #ifdef FAILOVER
-#define COMMIT seq++; my = seq
+#define COMMIT seq++; my = seq; on = split
 #else
 #define COMMIT seq == r -> seq++; my = seq
 #endif
 
 proctype Writer(byte r) {
   byte my;
+#ifdef FAILOVER
+  bool on;                                   /* which primary has the commit: 1 = the promoted one */
+#endif
 #ifdef CANCELLED_COMMIT
   /* The old primary got it. Its commit waits for the standby until somebody cancels the wait; then the
    * write is there for all to see, and the answer is a warning, which counts as unknown. */
@@ -300,8 +415,26 @@ proctype Writer(byte r) {
   AWAIT(r);
 #endif
 done:
+#ifdef FAILOVER
+  atomic { wait[r] = 0; my = 0; on = 0 }
+#else
   atomic { wait[r] = 0; my = 0 }
+#endif
 }
+
+#ifdef FAILOVER
+/* A node that has seen the new lineage for a whole wait by its own clock settles it too. The clock is read after the answer
+ * that shows the lineage. Nodes are alike, so one stands for all. */
+proctype Settler() {
+#ifdef SEEN_FROM_SENDING
+  seen = TERM;
+  split;
+#else
+  atomic { split -> seen = TERM };
+#endif
+  seen == 0 -> settled = 1
+}
+#endif
 
 #ifdef REPLAY
 /* Somebody asks again with the idempotency key of write 1, whose writer may still wait or be dead. The kept answer
@@ -309,35 +442,69 @@ done:
  * one writer less. */
 proctype Replay(byte r) {
   byte my;
+#ifdef FAILOVER
+  bool on;
+  atomic { seq >= 1 -> my = 1; on = split; wait[r] = TERM };
+#else
   atomic { seq >= 1 -> my = 1; wait[r] = TERM };
+#endif
 #ifdef REPLAY_AT_ONCE
   answered[my] = 1;
 #else
   AWAIT(r);
 #endif
+done:
   atomic { wait[r] = 0; my = 0 }
 }
 #endif
 
 /* One verification. It changes nothing, so one that starts anywhere stands for all of them. Nodes are alike,
- * so one that asks node 0 stands for those that ask another. */
+ * so one that asks node 0 stands for those that ask another.
+ * TOKEN: it carries the revision of the write it knows of. CLOCK_LIES: a lease that is over may look good. */
+#ifdef TOKEN
+#define AS_NEW(n) (n >= asked)
+#else
+#define AS_NEW(n) true
+#endif
+#ifdef CLOCK_LIES
+#define GOOD(ticks) true
+#else
+#define GOOD(ticks) (ticks > 0)
+#endif
+#ifdef FAILOVER
+#define READ(there) (split && !there -> (oldseq < common -> oldseq : common) : seq)
+#define NUMBER(there) (split && !there -> oldseq : seq)
+#define STRAY(there) (split && !there && oldseq > common)
+#ifdef ASYNCHRONOUS
+#define COMMITS(there) true
+#else
+#define COMMITS(there) (there == split)
+#endif
+#endif
+
 proctype Verification() {
-  byte i, k, v;                              /* i stays 0 */
+  byte i, v;                                 /* i stays 0 */
   bool serve;
+#ifdef FAILOVER
+  bool there, stray;                         /* the primary it asks: 1 = the promoted one; what it read is in no other history */
+#endif
   atomic {
     if
-    :: answered[1] -> k = 1
+#if defined(CANCELLED_COMMIT) && !defined(ONE_STEP)
+    :: true                                  /* it knows of no write; what it is told must not be lost all the same */
+#endif
+    :: answered[1] -> asked = 1
 #if R > 1
-    :: answered[2] -> k = 2
+    :: answered[2] -> asked = 2
 #endif
 #if R > 2
-    :: answered[3] -> k = 3
+    :: answered[3] -> asked = 3
 #endif
     fi;
 #ifdef ONE_STEP
     /* The same without the pauses: the later the clock is read, the less is served. For the large run. */
-    assert(lease[i] == 0 || KNOWN(i) >= k);
-    k = 0; goto done
+    assert(!GOOD(lease[i]) || !AS_NEW(applied[i]) || KNOWN(i) >= asked);
+    asked = 0; goto done
 #endif
   };
 #if defined(CHECK_AFTER)
@@ -347,21 +514,48 @@ proctype Verification() {
   serve = healthy[i];
   v = KNOWN(i);
 #else
-  d_step { held = lease[i]; v = KNOWN(i) };  /* 1. the view, lease and memory, by one load. 2. The look-up: what it
-                                                finds is what the view had, the worst case, or newer. */
-  serve = (held > 0);                        /* 3. the clock, against the lease of 1 */
+  /* 1. the view, lease and memory, by one load. 2. The look-up: what it finds is what the view had, the worst case, or newer. */
+  d_step { held = lease[i]; v = KNOWN(i); serve = AS_NEW(applied[i]) };
+  serve = serve && GOOD(held);               /* 3. the clock, against the lease of 1 */
 #endif
   if
   :: serve
-  :: !serve -> v = seq                       /* the slow path: the primary */
-#ifdef SLOW_READS_OLD
-  :: !serve && split -> v = oldseq
+  :: !serve ->                               /* the slow path: the primary */
+#ifndef FAILOVER
+     if :: AS_NEW(seq) -> v = seq :: else -> goto done fi
+#else
+     if :: there = split :: OLD_THERE -> there = 0 fi;
+#ifdef CONFIRM_FIRST
+     if :: COMMITS(there) :: else -> goto done fi;
+#endif
+     if
+     :: (there == split || OLD_THERE) && AS_NEW(NUMBER(there)) -> d_step { v = READ(there); stray = STRAY(there) }
+     :: else -> goto done                    /* no verdict */
+     fi;
+#if !defined(SLOW_READS_OLD) && !defined(CONFIRM_FIRST)
+     /* After the read, a commit on the same server. Only if it is acknowledged is there a verdict. */
+     if :: COMMITS(there) :: else -> goto done fi;
+#endif
+     assert(!stray)                          /* a verdict of the primary rests on nothing that is lost */
 #endif
   fi;
-  assert(v >= k);
+  assert(v >= asked);
 done:
-  atomic { held = 0; k = 0; v = 0; serve = 0 }
+#ifdef FAILOVER
+  there = 0; stray = 0;
+#endif
+  atomic { held = 0; asked = 0; v = 0; serve = 0 }
 }
+
+#ifdef TOMBSTONES
+/* What node 0 refused it never accepts again, whichever database it follows. */
+proctype Sticky() {
+  do
+  :: atomic { strayed[0] && !refused -> refused = 1 }
+  :: atomic { refused && !strayed[0] && !tombstone[0] -> assert(false) }
+  od
+}
+#endif
 
 #ifdef HEALTHY_FLAG
 proctype Watch(byte i) {
@@ -373,14 +567,54 @@ proctype Watch(byte i) {
 
 #ifdef FAILOVER
 proctype Promote() {
-  byte i;
-  d_step {
-    split = 1; oldseq = seq; common = seq;
+  byte i, n;
+  bool there;
+#if MAY_LOSE
+  d_step {                                   /* the last the standby received */
+    oldseq = seq;
     do
     :: i < N -> oldrow[i] = row[i]; oldacked[i] = acked[i]; i++
     :: else -> break
     od;
     i = 0
+  };
+#endif
+  d_step {
+#if MAY_LOSE
+    n = seq; seq = oldseq; oldseq = n; common = seq;
+#else
+    oldseq = seq; common = seq;
+#endif
+#ifndef RESTORED
+    settled = 0;
+#endif
+    do
+    :: i < N ->
+#if MAY_LOSE
+       there = row[i]; row[i] = oldrow[i]; oldrow[i] = there;
+       n = acked[i]; acked[i] = oldacked[i]; oldacked[i] = n;
+#else
+       oldrow[i] = row[i]; oldacked[i] = acked[i];
+#endif
+#if defined(OLD_STOPPED) || defined(RESTORED)
+       oldrow[i] = 0; oldacked[i] = 0;
+#endif
+       strayed[i] = (applied[i] > common);
+       late[i] = 0;
+       i++
+    :: else -> break
+    od;
+    /* What is lost, is lost: of that nothing is promised. */
+    i = common + 1;
+    do
+    :: i <= R -> answered[i] = 0; i++
+    :: else -> break
+    od;
+    if :: asked > common -> asked = 0 :: else fi;
+#if defined(OLD_STOPPED) || defined(RESTORED)
+    oldseq = 0;
+#endif
+    split = 1; i = 0; n = 0; there = 0
   }
 }
 #endif
@@ -411,6 +645,10 @@ init {
     run Verification();
 #ifdef FAILOVER
     run Promote();
+    run Settler();
+#ifdef TOMBSTONES
+    run Sticky();
+#endif
 #endif
     i = 0
   }

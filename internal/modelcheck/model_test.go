@@ -43,7 +43,7 @@ func (o outcome) String() string {
 	return "holds"
 }
 
-// checks are every size, every seeded error and every gap that a test can afford.
+// checks are every size, every seeded error and, last, every limit that a test can afford.
 var checks = []check{
 	{"1 node, 2 writes", "-DN=1 -DR=2", holds},
 	{"1 node, 3 writes", "-DN=1 -DR=3 -DONE_STEP", holds},
@@ -54,6 +54,14 @@ var checks = []check{
 	{"a node keeps its row id", "-DN=1 -DR=2 -DSAME_ID", holds},
 	{"failover, synchronous", "-DN=1 -DR=2 -DFAILOVER -DONE_STEP", holds},
 	{"failover, a commit on the old primary is cancelled", "-DN=1 -DR=2 -DFAILOVER -DCANCELLED_COMMIT -DONE_STEP", holds},
+	{"failover, the slow path confirms by a commit", "-DN=1 -DR=1 -DFAILOVER -DCANCELLED_COMMIT", holds},
+	{"failover, asynchronous, the old primary stopped", "-DN=1 -DR=1 -DFAILOVER -DOLD_STOPPED", holds},
+	{"failover, the old primary stopped, a kept answer waits again", "-DN=1 -DR=2 -DFAILOVER -DOLD_STOPPED -DREPLAY -DONE_STEP", holds},
+	{"failover, the old primary stopped, tombstones", "-DN=1 -DR=2 -DFAILOVER -DOLD_STOPPED -DTOMBSTONES -DONE_STEP", holds},
+	{"a copy put back, one process", "-DN=1 -DR=2 -DFAILOVER -DRESTORED -DONE_STEP", holds},
+	{"a revision token under a clock that lies", "-DN=1 -DR=2 -DTOKEN -DCLOCK_LIES", holds},
+	{"a revision token under a clock that lies, failover", "-DN=1 -DR=2 -DFAILOVER -DTOKEN -DCLOCK_LIES -DONE_STEP", holds},
+	{"the keys are loaded before the node registers", "-DN=1 -DR=2 -DLOAD_FIRST", holds},
 
 	{"the lease is loaded after the look-up", "-DN=1 -DR=2 -DCHECK_AFTER", violated},
 	{"the lease counts from the answer", "-DN=1 -DR=2 -DFROM_RECEIPT", violated},
@@ -71,10 +79,21 @@ var checks = []check{
 	{"a late renewal lowers the row", "-DN=1 -DR=2 -DACK_GOES_BACK", violated},
 	{"a late leave meets the same row id", "-DN=1 -DR=2 -DSAME_ID -DLATE_LEAVE", violated},
 
-	{"failover, asynchronous", "-DN=1 -DR=2 -DFAILOVER -DASYNCHRONOUS -DONE_STEP", violated},
+	{"failover, a writer lists the nodes of the old primary", "-DN=1 -DR=2 -DFAILOVER -DBEHIND_READS_OLD -DONE_STEP", violated},
+	{"failover, histories are told apart by number alone", "-DN=1 -DR=2 -DFAILOVER -DCANCELLED_COMMIT -DBY_NUMBER -DONE_STEP", violated},
 	{"failover, the slow path reads the old primary", "-DN=1 -DR=2 -DFAILOVER -DSLOW_READS_OLD", violated},
-	{"failover, a writer lists the nodes of the old primary", "-DN=1 -DR=2 -DFAILOVER -DBEHIND_READS_OLD", violated},
-	{"failover, histories are told apart by number alone", "-DN=1 -DR=2 -DFAILOVER -DCANCELLED_COMMIT -DBY_NUMBER", violated},
+	{"failover, the slow path confirms before it reads", "-DN=1 -DR=1 -DFAILOVER -DCANCELLED_COMMIT -DCONFIRM_FIRST", violated},
+	{"failover, answered early on a new timeline", "-DN=1 -DR=1 -DFAILOVER -DOLD_STOPPED -DEARLY_ON_NEW_TIMELINE -DONE_STEP", violated},
+	{"failover, settled by a write of the old timeline", "-DN=1 -DR=2 -DFAILOVER -DOLD_STOPPED -DSETTLED_BY_EARLIER_WRITE -DONE_STEP", violated},
+	{"failover, settled by a clock read before the question", "-DN=1 -DR=1 -DFAILOVER -DOLD_STOPPED -DSEEN_FROM_SENDING -DONE_STEP", violated},
+	{"failover, a fence of the old timeline acts on the new", "-DN=1 -DR=2 -DFAILOVER -DOLD_STOPPED -DFENCE_ACROSS -DONE_STEP", violated},
+	{"failover, a tombstone is dropped", "-DN=1 -DR=1 -DFAILOVER -DOLD_STOPPED -DTOMBSTONES -DTOMBSTONE_DROPPED -DONE_STEP", violated},
+	{"a copy put back, the writer's own row is not asked for", "-DN=1 -DR=1 -DFAILOVER -DRESTORED -DOWN_ROW_MAY_LACK -DONE_STEP", violated},
+	{"a clock that lies, without a token", "-DN=1 -DR=2 -DCLOCK_LIES", violated},
+
+	{"failover, asynchronous, the old primary alive", "-DN=1 -DR=1 -DFAILOVER -DASYNCHRONOUS -DONE_STEP", violated},
+	{"a copy put back, another process writes", "-DN=2 -DR=1 -DFAILOVER -DRESTORED -DONE_STEP -DNO_LATE_PACKET -DNO_LEAVE", violated},
+	{"a token is a number, a clock that lies, and a lost write", "-DN=1 -DR=2 -DFAILOVER -DCANCELLED_COMMIT -DTOKEN -DCLOCK_LIES -DONE_STEP", violated},
 }
 
 // C23, in both directions: no verification that begins after a write was answered is decided from before it.
