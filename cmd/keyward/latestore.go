@@ -119,22 +119,32 @@ func with[T any](l *lateStore, call func(*sqlstore.Store) (T, error)) (T, error)
 	return call(s)
 }
 
-// The methods of keys.Store and keys.Feed.
-
-func (l *lateStore) Write(ctx context.Context, fn func(context.Context, keys.Tx) error) (int64, error) {
-	return with(l, func(s *sqlstore.Store) (int64, error) { return s.Write(ctx, fn) })
-}
-
-func (l *lateStore) Record(ctx context.Context, e keys.AuditEntry) error {
+// do is with for a method that returns nothing else.
+func (l *lateStore) do(call func(*sqlstore.Store) error) error {
 	s, err := l.opened()
 	if err != nil {
 		return err
 	}
-	return s.Record(ctx, e)
+	return call(s)
+}
+
+// The methods of keys.Store and keys.Feed.
+
+func (l *lateStore) Write(ctx context.Context, fn func(context.Context, keys.Tx) error) (keys.Commit, error) {
+	return with(l, func(s *sqlstore.Store) (keys.Commit, error) { return s.Write(ctx, fn) })
+}
+
+func (l *lateStore) Record(ctx context.Context, e keys.AuditEntry) error {
+	return l.do(func(s *sqlstore.Store) error { return s.Record(ctx, e) })
 }
 
 func (l *lateStore) Key(ctx context.Context, id string) (keys.Key, error) {
 	return with(l, func(s *sqlstore.Store) (keys.Key, error) { return s.Key(ctx, id) })
+}
+
+func (l *lateStore) KeyAsOf(ctx context.Context, id string) (k keys.Key, c keys.Commit, err error) {
+	err = l.do(func(s *sqlstore.Store) error { k, c, err = s.KeyAsOf(ctx, id); return err })
+	return k, c, err
 }
 
 func (l *lateStore) Keys(ctx context.Context, q keys.KeyQuery) ([]keys.UsedKey, error) {
@@ -170,43 +180,39 @@ func (l *lateStore) LookUp(ctx context.Context, d token.Digest, connected string
 }
 
 func (l *lateStore) RecordUses(ctx context.Context, uses []keys.Use) error {
-	s, err := l.opened()
-	if err != nil {
-		return err
-	}
-	return s.RecordUses(ctx, uses)
+	return l.do(func(s *sqlstore.Store) error { return s.RecordUses(ctx, uses) })
 }
 
 func (l *lateStore) Register(ctx context.Context, n keys.Node) error {
-	s, err := l.opened()
-	if err != nil {
-		return err
-	}
-	return s.Register(ctx, n)
+	return l.do(func(s *sqlstore.Store) error { return s.Register(ctx, n) })
 }
 
 func (l *lateStore) Renew(ctx context.Context, nodeID string, applied keys.Mark) (keys.Renewal, error) {
 	return with(l, func(s *sqlstore.Store) (keys.Renewal, error) { return s.Renew(ctx, nodeID, applied) })
 }
 
-func (l *lateStore) Behind(ctx context.Context, revision int64) (int, time.Duration, error) {
-	s, err := l.opened()
-	if err != nil {
-		return 0, 0, err
-	}
-	return s.Behind(ctx, revision)
+func (l *lateStore) Standing(ctx context.Context, nodeID string, c keys.Commit) (keys.Standing, error) {
+	return with(l, func(s *sqlstore.Store) (keys.Standing, error) { return s.Standing(ctx, nodeID, c) })
 }
 
-func (l *lateStore) Fence(ctx context.Context, revision int64) ([]string, error) {
-	return with(l, func(s *sqlstore.Store) ([]string, error) { return s.Fence(ctx, revision) })
+func (l *lateStore) Fence(ctx context.Context, c keys.Commit) ([]string, error) {
+	return with(l, func(s *sqlstore.Store) ([]string, error) { return s.Fence(ctx, c) })
+}
+
+func (l *lateStore) Settle(ctx context.Context, timeline int64) error {
+	return l.do(func(s *sqlstore.Store) error { return s.Settle(ctx, timeline) })
+}
+
+func (l *lateStore) Announce(ctx context.Context, revision int64) error {
+	return l.do(func(s *sqlstore.Store) error { return s.Announce(ctx, revision) })
+}
+
+func (l *lateStore) Listen(ctx context.Context, heard func(int64)) error {
+	return l.do(func(s *sqlstore.Store) error { return s.Listen(ctx, heard) })
 }
 
 func (l *lateStore) Leave(ctx context.Context, nodeID string) error {
-	s, err := l.opened()
-	if err != nil {
-		return err
-	}
-	return s.Leave(ctx, nodeID)
+	return l.do(func(s *sqlstore.Store) error { return s.Leave(ctx, nodeID) })
 }
 
 func (l *lateStore) EraseKeptAnswers(ctx context.Context, before time.Time) (int64, error) {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -33,6 +34,7 @@ type nodeConfig struct {
 	masterKeyFile string
 	ring          *seal.Ring
 	lease         time.Duration
+	advertise     string // where other nodes reach the internal listener; empty = where it listens
 
 	authenticator *identity.Authenticator // the node's to close
 	format        token.Format
@@ -75,8 +77,6 @@ type listener struct {
 // Times of a node's life.
 const (
 	drainTime   = 15 * time.Second // for requests that run when the node stops
-	sqlitePoll  = time.Second      // nobody else writes to the file, so the loop is woken and polling finds nothing
-	sharedPoll  = 100 * time.Millisecond
 	leastBudget = 30 * time.Second // of a management call
 )
 
@@ -86,14 +86,10 @@ func newNode(cfg nodeConfig) (*node, error) {
 	cfg.database.Ring, cfg.database.Logger, cfg.database.OnTampered = cfg.ring, cfg.logger, n.refuseRow
 	n.db = &lateStore{options: cfg.database}
 
-	poll := sharedPoll
-	if n.db.engine() == sqlstore.SQLite {
-		poll = sqlitePoll
-	}
 	var err error
 	n.verifier, err = verify.New(verify.Config{
-		Feed: n.db, Format: cfg.format, Address: cfg.internalListen, Version: buildVersion(), Logger: cfg.logger,
-		Lease: cfg.lease, Poll: min(poll, cfg.lease/4),
+		Feed: n.db, Format: cfg.format, Address: n.advertised, Version: buildVersion(), Logger: cfg.logger,
+		Lease: cfg.lease, RevokeAgain: func(ctx context.Context, id string) error { return n.service.RevokeAgain(ctx, id) },
 	})
 	if err != nil {
 		return nil, err
@@ -126,6 +122,22 @@ func newNode(cfg nodeConfig) (*node, error) {
 	n.add("public", cfg.listen, server.NewHTTPServer(doors.Public(), limits, cfg.logger), publicTLS)
 	n.add("internal", cfg.internalListen, server.NewHTTPServer(doors.Internal(), limits, cfg.logger), internalTLS)
 	return n, nil
+}
+
+// advertised is where the other nodes reach this one.
+func (n *node) advertised() string {
+	if n.cfg.advertise != "" {
+		return n.cfg.advertise
+	}
+	address := n.address("internal")
+	host, port, err := net.SplitHostPort(address)
+	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsUnspecified() {
+		return address
+	}
+	if host, err = os.Hostname(); err != nil {
+		return address
+	}
+	return net.JoinHostPort(host, port)
 }
 
 // refuseRow has the memory refuse a row that the database found changed by somebody else, whoever's

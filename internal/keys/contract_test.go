@@ -41,6 +41,12 @@ func (s *interceptedStore) Key(ctx context.Context, id string) (keys.Key, error)
 	return k, err
 }
 
+func (s *interceptedStore) KeyAsOf(ctx context.Context, id string) (keys.Key, keys.Commit, error) {
+	k, c, err := s.Store.KeyAsOf(ctx, id)
+	s.seeKey(&k)
+	return k, c, err
+}
+
 func (s *interceptedStore) Organizations(ctx context.Context, after string, limit int) ([]keys.Organization, error) {
 	all, err := s.Store.Organizations(ctx, after, limit)
 	for i := range all {
@@ -82,7 +88,7 @@ func (s *interceptedStore) Record(ctx context.Context, e keys.AuditEntry) error 
 	return s.Store.Record(ctx, e)
 }
 
-func (s *interceptedStore) Write(ctx context.Context, fn func(context.Context, keys.Tx) error) (int64, error) {
+func (s *interceptedStore) Write(ctx context.Context, fn func(context.Context, keys.Tx) error) (keys.Commit, error) {
 	return s.Store.Write(ctx, func(ctx context.Context, tx keys.Tx) error { return fn(ctx, interceptedTx{tx, s}) })
 }
 
@@ -603,7 +609,7 @@ func TestC21Record(t *testing.T) {
 	}
 }
 
-// C23: each write waits for its own revision, and a replay for the one of the key it gives out again.
+// C23: each write waits for its own revision, and a replay for the last there is when the key it gives out again is read.
 func TestC23AwaitedRevision(t *testing.T) {
 	f := open(t, sqlstore.SQLite, nil)
 	c, r := user("u", "org_a"), keys.CreateRequest{Name: "n", IdempotencyKey: "retry-1"}
@@ -611,13 +617,14 @@ func TestC23AwaitedRevision(t *testing.T) {
 	if err != nil || f.barrier.last != first.Key.Revision {
 		t.Errorf("create: awaited %d of %d, %v", f.barrier.last, first.Key.Revision, err)
 	}
-	if o := f.put(t, keys.OrganizationRequest{ID: "org_b"}); f.barrier.last != o.Revision {
+	o := f.put(t, keys.OrganizationRequest{ID: "org_b"})
+	if f.barrier.last != o.Revision {
 		t.Errorf("organization: awaited %d of %d", f.barrier.last, o.Revision)
 	}
 	fresh := &barrier{}
 	f.cfg.Barrier = fresh
-	if _, err := f.another(t).Create(t.Context(), c, r); err != nil || fresh.last != first.Key.Revision {
-		t.Errorf("replay: awaited %d of %d, %v", fresh.last, first.Key.Revision, err)
+	if _, err := f.another(t).Create(t.Context(), c, r); err != nil || fresh.last != o.Revision {
+		t.Errorf("replay: awaited %d of %d, %v", fresh.last, o.Revision, err)
 	}
 	second, err := f.another(t).Roll(t.Context(), c, keys.RollRequest{KeyID: first.Key.ID})
 	if err != nil || fresh.last != second.Key.Revision {

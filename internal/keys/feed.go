@@ -26,26 +26,37 @@ type Feed interface {
 
 	// LookUp reads one key by its digest, and its organization and (when connected is not empty)
 	// that organization too, from the primary in one consistent read. ErrNotFound when there
-	// is no such key.
+	// is no such key. It returns only once the server it read from has committed something after the read: an old
+	// primary that a standby has taken over from, and that does not know, gets no commit acknowledged (with synchronous
+	// replication), so nothing is decided from what it still shows.
 	LookUp(ctx context.Context, d token.Digest, connected string) (Found, error)
 
 	// RecordUses moves each key's last use forward, never back. It takes no revision and changes
 	// no sealed row.
 	RecordUses(ctx context.Context, uses []Use) error
 
-	// Register adds a node's row, with applied = -1, and commits it.
+	// Register adds a node's row, with applied = -1, and commits it. ErrOutdated when the database asks for a newer
+	// version of the lease protocol than this program's.
 	Register(ctx context.Context, n Node) error
 	// Renew acknowledges applied and renews the lease in ONE conditional statement: it
-	// succeeds only if the node's row is still there, the database's revision equals applied, and its history has
-	// applied in it.
+	// succeeds only if the node's row is still there, the database's revision equals applied, its history has
+	// applied in it, and it takes this program's version of the protocol (else ErrOutdated).
 	Renew(ctx context.Context, nodeID string, applied Mark) (Renewal, error)
-	// Behind returns how many node rows have not acknowledged revision, and the longest lease among them. A database that
-	// does not have that revision is an error: the rows in it say nothing about the write.
-	Behind(ctx context.Context, revision int64) (nodes int, longest time.Duration, err error)
-	// Fence deletes the node rows that have not acknowledged revision and returns their ids.
-	Fence(ctx context.Context, revision int64) ([]string, error)
+	// Standing returns how far the nodes are with a write, for the node that asks. ErrDiverged when the database
+	// does not have that write: the rows in it say nothing about it.
+	Standing(ctx context.Context, nodeID string, c Commit) (Standing, error)
+	// Fence deletes the node rows that have not acknowledged the write and returns their ids. ErrDiverged, with nothing
+	// deleted, when the database does not have the write: its number may be another write's there.
+	Fence(ctx context.Context, c Commit) ([]string, error)
+	// Settle notes that every lease granted before a timeline began is over.
+	Settle(ctx context.Context, timeline int64) error
 	// Leave deletes a node's row.
 	Leave(ctx context.Context, nodeID string) error
+
+	// Announce tells the nodes that listen of a revision. It is a hint, and any may be lost.
+	Announce(ctx context.Context, revision int64) error
+	// Listen calls heard, which returns at once, for each announcement until ctx ends or the connection fails.
+	Listen(ctx context.Context, heard func(revision int64)) error
 
 	// EraseKeptAnswers deletes kept answers created before the time given and returns how many. What
 	// was noted of rates before that goes too.
@@ -70,6 +81,26 @@ type Mark struct {
 // ErrDiverged is what a Feed answers to a mark of a history that is not its own.
 var ErrDiverged = errors.New("keys: the database lost writes that this node has seen")
 
+// ErrOutdated is what a Feed answers to a program that knows an older version of the lease protocol than the database demands.
+var ErrOutdated = errors.New("keys: the database asks for a newer version of the lease protocol than this program has: run the newer program")
+
+// Commit says where a write is: the point in history it made, and the timeline of the server that committed it.
+type Commit struct {
+	Mark
+	// Timeline is PostgreSQL's number for the lineage of a database: a standby that is promoted begins the next one. 0 on a
+	// database that has no such thing, and then nothing is ever lost by a promotion.
+	Timeline int64
+}
+
+// Standing is how far the nodes are with a write.
+type Standing struct {
+	Behind   int           // node rows that have not acknowledged it
+	Longest  time.Duration // the longest lease of all rows
+	Own      bool          // the row of the node that asked is there
+	Timeline int64         // of the server that answered
+	Settled  bool          // every lease granted on an earlier timeline is known to be over
+}
+
 // Changes is what happened after a mark.
 type Changes struct {
 	Mark          // everything up to and including it is in these and earlier changes
@@ -92,12 +123,42 @@ type Node struct {
 	Lease   time.Duration // how long a renewal lasts here; a writer waits for the longest
 }
 
-// Renewal is the outcome of Renew.
-type Renewal int
+// Sealed returns the bytes the seal of a node's row covers: what the node says of itself. Other nodes show its address their
+// internal token, so they ask only where a row is sealed.
+func (n *Node) Sealed() []byte {
+	var b sealedBytes
+	b.text(n.ID, n.Address, n.Version)
+	b.number(n.Lease.Microseconds())
+	return b
+}
+
+// ServingNode is a node's row as another node sees it.
+type ServingNode struct {
+	Node
+	Protocol   int
+	Applied    int64 // the revision it acknowledged last; -1 = none yet
+	RenewedAgo time.Duration
+	Genuine    bool // the seal over what the node says of itself holds
+}
+
+// LeaseProtocol is the version of the lease protocol this program speaks. A database says which is the oldest that may serve,
+// so that a program which does not know a later rule of it gets no lease.
+const LeaseProtocol = 1
+
+// Renewal is what became of Renew.
+type Renewal struct {
+	Outcome
+	Timeline int64     // of the server that answered
+	Settled  bool      // as in Standing
+	At       time.Time // of a renewal: when the row was written, by the database's clock
+}
+
+// Outcome is one of three.
+type Outcome int
 
 // The outcomes.
 const (
-	Renewed Renewal = iota // acknowledged and renewed
+	Renewed Outcome = iota // acknowledged and renewed
 	Lagging                // the row is there, but the database is not at applied
 	Fenced                 // the row is gone: drop the lease and register anew
 )

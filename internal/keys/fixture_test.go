@@ -43,10 +43,10 @@ type barrier struct {
 	calls int
 }
 
-func (b *barrier) Await(_ context.Context, revision int64) error {
+func (b *barrier) Await(_ context.Context, c keys.Commit) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.last = max(b.last, revision)
+	b.last = max(b.last, c.Revision)
 	b.calls++
 	return b.fail
 }

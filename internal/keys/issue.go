@@ -389,7 +389,7 @@ func (s *Service) replay(ctx context.Context, c Call, a issuance, kept Replay) (
 	}
 	gone := &Error{Code: api.IdempotencyResultGone, KeyID: kept.KeyID,
 		Detail: "The key this request created has been revoked or has expired, and its secret is no longer kept. Send the request again with a new idempotency key."}
-	k, err := s.cfg.Store.Key(ctx, kept.KeyID)
+	k, commit, err := s.cfg.Store.KeyAsOf(ctx, kept.KeyID)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return Issued{}, false, undecided(err)
 	}
@@ -402,7 +402,7 @@ func (s *Service) replay(ctx context.Context, c Call, a issuance, kept Replay) (
 	}
 	// The first request may still be waiting for its barrier, or have died in it: the secret
 	// is handed out only once it is accepted everywhere (C23).
-	if err := s.cfg.Barrier.Await(ctx, k.Revision); err != nil {
+	if err := s.cfg.Barrier.Await(ctx, commit); err != nil {
 		return Issued{}, false, undecided(err)
 	}
 	e := s.entry(c, ActReplay, k.ID, now)

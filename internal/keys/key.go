@@ -128,6 +128,7 @@ func (o *Organization) Sealed() []byte {
 const (
 	KindKey          = "key"
 	KindOrganization = "organization"
+	KindNode         = "node" // not part of the set of rows: its content is for other nodes to trust, no verdict rests on it
 )
 
 type sealedBytes []byte

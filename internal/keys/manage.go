@@ -41,6 +41,43 @@ func (s *Service) Revoke(ctx context.Context, c Call, id, reason string) (k Key,
 	return k, nil
 }
 
+// systemActor is how the audit log names what Keyward does by itself.
+const systemActor = "keyward"
+
+// RevokeAgain writes the revocation of a key anew that the database lost, because a backup was restored or a standby without the
+// last writes took over: a node that knew it says so. A key that is revoked in the database or not in it is left as it is (C23).
+func (s *Service) RevokeAgain(ctx context.Context, id string) error {
+	k, err := s.cfg.Store.Key(ctx, id)
+	if errors.Is(err, ErrNotFound) || err == nil && k.State == StateRevoked {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	const reason = "revoked before the database lost it"
+	commit, err := s.cfg.Store.Write(ctx, func(ctx context.Context, tx Tx) error {
+		k, err := tx.Key(ctx, id)
+		if err != nil {
+			return err
+		}
+		if k.State != StateRevoked {
+			k.State, k.RevokedAt, k.RevokeReason = StateRevoked, tx.Now(), reason
+		}
+		if err := tx.EraseReplays(ctx, k.ID); err != nil {
+			return err
+		}
+		if err := tx.UpdateKey(ctx, k); err != nil {
+			return err
+		}
+		return tx.Audit(ctx, AuditEntry{At: tx.Now(), Actor: systemActor, Action: ActRevoke, OrganizationID: k.OrganizationID, TargetID: k.ID,
+			Outcome: Done, Detail: reason, Revision: tx.Revision()})
+	})
+	if err != nil {
+		return err
+	}
+	return s.cfg.Barrier.Await(ctx, commit)
+}
+
 // ListRequest selects what list shows.
 type ListRequest struct {
 	Environment *string // nil = the organization's current one; "live", "test" or "all" (C18)
@@ -161,7 +198,7 @@ func (s *Service) PutOrganization(ctx context.Context, op Operator, r Organizati
 	if err != nil {
 		return Organization{}, s.refuseOperator(ctx, op, r.ID, err)
 	}
-	revision, err := s.cfg.Store.Write(ctx, func(ctx context.Context, tx Tx) error {
+	commit, err := s.cfg.Store.Write(ctx, func(ctx context.Context, tx Tx) error {
 		if err := checkParent(ctx, tx, o); err != nil {
 			return err
 		}
@@ -186,7 +223,7 @@ func (s *Service) PutOrganization(ctx context.Context, op Operator, r Organizati
 	if err != nil {
 		return Organization{}, s.refuseOperator(ctx, op, o.ID, err)
 	}
-	if err := s.cfg.Barrier.Await(ctx, revision); err != nil {
+	if err := s.cfg.Barrier.Await(ctx, commit); err != nil {
 		return Organization{}, undecided(err)
 	}
 	return o, nil

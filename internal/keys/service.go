@@ -164,7 +164,7 @@ func (s *Service) entry(c Call, action Action, targetID string, now time.Time) A
 // write runs fn in a transaction behind the gate and waits for the barrier. A refusal from fn
 // undoes everything and is recorded instead.
 func (s *Service) write(ctx context.Context, c Call, action Action, targetID string, fn func(context.Context, Tx, Organization) error) error {
-	revision, err := s.cfg.Store.Write(ctx, func(ctx context.Context, tx Tx) error {
+	commit, err := s.cfg.Store.Write(ctx, func(ctx context.Context, tx Tx) error {
 		o, err := s.gate(ctx, tx, c)
 		if err != nil {
 			return err
@@ -178,7 +178,7 @@ func (s *Service) write(ctx context.Context, c Call, action Action, targetID str
 		return s.Refuse(ctx, c, action, targetID, err)
 	}
 	failpoint.Hit("write.committed")
-	return undecided(s.cfg.Barrier.Await(ctx, revision))
+	return undecided(s.cfg.Barrier.Await(ctx, commit))
 }
 
 // observe reports an act that ended with err.

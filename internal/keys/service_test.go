@@ -707,7 +707,7 @@ func (brokenStore) Organization(context.Context, string) (keys.Organization, err
 	return keys.Organization{}, errors.New("no route to the database")
 }
 
-func (b brokenStore) Write(ctx context.Context, fn func(context.Context, keys.Tx) error) (int64, error) {
+func (b brokenStore) Write(ctx context.Context, fn func(context.Context, keys.Tx) error) (keys.Commit, error) {
 	return b.Store.Write(ctx, func(ctx context.Context, tx keys.Tx) error { return fn(ctx, brokenTx{tx}) })
 }
 

@@ -21,7 +21,7 @@ type Store interface {
 	// When fn returns an error everything is undone and that error is returned as it is.
 	// After a nil return the write is durable. ErrOutcomeUnknown means it may or may
 	// not be. fn must not keep tx and is not called twice.
-	Write(ctx context.Context, fn func(ctx context.Context, tx Tx) error) (revision int64, err error)
+	Write(ctx context.Context, fn func(ctx context.Context, tx Tx) error) (Commit, error)
 
 	// Record appends an audit entry for an act that changed no row (a refusal, a replay)
 	// without a new revision. Its Revision must be 0.
@@ -29,6 +29,9 @@ type Store interface {
 
 	// Key returns the key with that id, ErrNotFound when there is none.
 	Key(ctx context.Context, id string) (Key, error)
+
+	// KeyAsOf is Key, and the last commit of the database it was read from: who waits for that one has waited for the key's.
+	KeyAsOf(ctx context.Context, id string) (Key, Commit, error)
 
 	// Keys returns an organization's keys, newest first (created_at, then id, both descending).
 	Keys(ctx context.Context, q KeyQuery) ([]UsedKey, error)
@@ -129,6 +132,6 @@ type Use struct {
 // Barrier makes writes visible to verification everywhere before they are answered (P1).
 type Barrier interface {
 	// Await returns nil when no verification that begins afterwards, on any node, can see a
-	// state older than revision. An error means that this is not known: the caller answers 503.
-	Await(ctx context.Context, revision int64) error
+	// state older than the commit. An error means that this is not known: the caller answers 503.
+	Await(ctx context.Context, c Commit) error
 }

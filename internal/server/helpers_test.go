@@ -25,12 +25,12 @@ type heldBarrier struct {
 	entered, release chan struct{}
 }
 
-func (b *heldBarrier) Await(ctx context.Context, revision int64) error {
+func (b *heldBarrier) Await(ctx context.Context, c keys.Commit) error {
 	if b.on.Load() {
 		close(b.entered)
 		<-b.release
 	}
-	return b.Barrier.Await(ctx, revision)
+	return b.Barrier.Await(ctx, c)
 }
 
 // failingBarrier does not know while it is on.
@@ -39,11 +39,11 @@ type failingBarrier struct {
 	on bool
 }
 
-func (b *failingBarrier) Await(ctx context.Context, revision int64) error {
+func (b *failingBarrier) Await(ctx context.Context, c keys.Commit) error {
 	if b.on {
 		return errors.New("no acknowledgement")
 	}
-	return b.Barrier.Await(ctx, revision)
+	return b.Barrier.Await(ctx, c)
 }
 
 // malformedBodies are texts that are no JSON object, or not one alone.

@@ -117,7 +117,12 @@ func lastWhole(ch keys.Changes, limit int) (first, last int64) {
 func (s *Store) LookUp(ctx context.Context, d token.Digest, connected string) (f keys.Found, err error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
-	err = s.view(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	conn, err := s.reader.Conn(ctx)
+	if err != nil {
+		return keys.Found{}, fmt.Errorf("sqlstore: %w", err)
+	}
+	defer conn.Close()
+	found := s.viewOn(ctx, conn, func(ctx context.Context, tx *sql.Tx) error {
 		if f.Key, err = s.oneKey(ctx, tx, keyByDigest, d[:]); err != nil {
 			return err
 		}
@@ -129,10 +134,15 @@ func (s *Store) LookUp(ctx context.Context, d token.Digest, connected string) (f
 		}
 		return err
 	})
-	if err != nil {
-		return keys.Found{}, err
+	if found != nil && !errors.Is(found, keys.ErrNotFound) {
+		return keys.Found{}, found
 	}
-	return f, nil
+	if s.name == Postgres { // on the same connection: it is this server that has to commit
+		if _, err := s.writeOn(ctx, conn, confirm); err != nil {
+			return keys.Found{}, err
+		}
+	}
+	return f, found
 }
 
 // RecordUses implements keys.Feed. Uses of keys that are not there are dropped.
@@ -168,34 +178,46 @@ func (s *Store) putUses(ctx context.Context, uses []keys.Use) error {
 // Register implements keys.Feed.
 func (s *Store) Register(ctx context.Context, n keys.Node) error {
 	if s.nodes != nil {
-		return s.nodes.register(n.ID)
+		return s.nodes.register(n)
 	}
-	_, err := s.write(ctx, s.lease, registerNode, n.ID, n.Address, n.Version, n.Lease.Microseconds(), keys.Micros(s.localTime()))
+	sl := s.ring.SealRow(keys.KindNode, n.Sealed())
+	added, err := s.write(ctx, s.lease, registerNode, n.ID, n.Address, n.Version, keys.LeaseProtocol, n.Lease.Microseconds(), sl.KeyID, sl.MAC)
+	if err == nil && added == 0 {
+		err = keys.ErrOutdated
+	}
 	return err
 }
 
 // Renew implements keys.Feed.
-func (s *Store) Renew(ctx context.Context, nodeID string, applied keys.Mark) (keys.Renewal, error) {
+func (s *Store) Renew(ctx context.Context, nodeID string, applied keys.Mark) (r keys.Renewal, err error) {
 	if s.nodes != nil {
-		return s.nodes.renew(ctx, nodeID, applied, s.at)
-	}
-	changed, err := s.write(ctx, s.lease, renewNode, applied.Revision, keys.Micros(s.localTime()), nodeID, applied.Sequence, applied.Hash[:])
-	if err != nil {
-		return keys.Fenced, err
-	}
-	if changed > 0 {
-		return keys.Renewed, nil
+		r.Settled = true
+		r.Outcome, err = s.nodes.renew(ctx, nodeID, applied, s.at)
+		return r, err
 	}
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
-	var n int64
-	if err := s.lease.QueryRowContext(ctx, countNode, nodeID).Scan(&n); err != nil {
-		return keys.Fenced, err
+	var at, settled int64
+	renewed, err := s.writeReturning(ctx, s.lease, []any{&at, &r.Timeline, &settled}, renewNode, applied.Revision, nodeID, applied.Sequence, applied.Hash[:], keys.LeaseProtocol)
+	if err != nil {
+		return keys.Renewal{Outcome: keys.Fenced}, err
 	}
-	if n == 0 {
-		return keys.Fenced, nil
+	if !renewed {
+		var rows, protocol int64
+		if err := s.lease.QueryRowContext(ctx, nodeState, nodeID).Scan(&rows, &protocol, &settled, &r.Timeline); err != nil {
+			return keys.Renewal{Outcome: keys.Fenced}, err
+		}
+		switch {
+		case protocol > keys.LeaseProtocol:
+			return keys.Renewal{Outcome: keys.Fenced}, keys.ErrOutdated
+		case rows == 0:
+			r.Outcome = keys.Fenced
+		default:
+			r.Outcome = keys.Lagging
+		}
 	}
-	return keys.Lagging, nil
+	r.Settled, r.At = settled == r.Timeline, keys.FromMicros(at)
+	return r, nil
 }
 
 // at reports whether the database is at a mark.
@@ -207,36 +229,38 @@ func (s *Store) at(ctx context.Context, m keys.Mark) (bool, error) {
 	return n == 1, err
 }
 
-// localTime is this machine's, for what only a person reads.
-func (s *Store) localTime() time.Time {
-	if s.now != nil {
-		return s.now()
-	}
-	return time.Now()
-}
-
-// Behind implements keys.Feed.
-func (s *Store) Behind(ctx context.Context, revision int64) (n int, longest time.Duration, err error) {
+// Standing implements keys.Feed.
+func (s *Store) Standing(ctx context.Context, nodeID string, c keys.Commit) (st keys.Standing, err error) {
 	if s.nodes != nil {
-		return s.nodes.behind(revision), 0, nil // the one node is the writer itself
+		return s.nodes.standing(nodeID, c.Revision), nil // the writer is in the same process: there is no other history
 	}
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
-	var lease, newest int64
-	err = s.lease.QueryRowContext(ctx, countBehind, revision).Scan(&n, &lease, &newest)
-	if err == nil && newest < revision {
-		err = keys.ErrDiverged // the write is not here: an old primary, or a database put back
+	var longest, settled int64
+	var has bool
+	err = s.lease.QueryRowContext(ctx, standing, c.Revision, nodeID, c.Sequence, c.Hash[:]).
+		Scan(&st.Behind, &longest, &st.Own, &st.Timeline, &settled, &has)
+	if err == nil && !has {
+		err = keys.ErrDiverged // an old primary, or a database put back
 	}
-	return n, time.Duration(lease) * time.Microsecond, err
+	st.Longest, st.Settled = time.Duration(longest)*time.Microsecond, settled == st.Timeline
+	return st, err
 }
 
 // Fence implements keys.Feed.
-func (s *Store) Fence(ctx context.Context, revision int64) (fenced []string, err error) {
+func (s *Store) Fence(ctx context.Context, c keys.Commit) (fenced []string, err error) {
 	if s.nodes != nil {
-		return s.nodes.fence(revision), nil
+		return s.nodes.fence(c.Revision), nil
 	}
 	err = s.transact(ctx, s.lease, func(ctx context.Context, tx *transaction) error {
-		rows, err := tx.QueryContext(ctx, fenceNodes, revision)
+		var has bool
+		if err := tx.QueryRowContext(ctx, hasWrite, c.Revision, c.Sequence, c.Hash[:]).Scan(&has); err != nil {
+			return err
+		}
+		if !has {
+			return keys.ErrDiverged
+		}
+		rows, err := tx.QueryContext(ctx, fenceNodes, c.Revision)
 		return each(rows, err, func(rows *sql.Rows) error {
 			var id string
 			err := rows.Scan(&id)
@@ -249,6 +273,15 @@ func (s *Store) Fence(ctx context.Context, revision int64) (fenced []string, err
 	}
 	slices.Sort(fenced)
 	return fenced, nil
+}
+
+// Settle implements keys.Feed.
+func (s *Store) Settle(ctx context.Context, timeline int64) error {
+	if s.nodes != nil {
+		return nil
+	}
+	_, err := s.write(ctx, s.lease, settleLineage, timeline)
+	return err
 }
 
 // Leave implements keys.Feed.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/syncgram/keyward/internal/keys"
@@ -67,8 +68,8 @@ func TestC23LostWritesAreTold(t *testing.T) {
 	if err != nil || changes.Mark != lost {
 		t.Errorf("before anything was lost: %+v, %v", changes.Mark, err)
 	}
-	if r, err := s.Renew(t.Context(), "n", lost); err != nil || r != keys.Renewed {
-		t.Errorf("Renew before anything was lost: %v, %v", r, err)
+	if r, err := s.Renew(t.Context(), "n", lost); err != nil || r.Outcome != keys.Renewed {
+		t.Errorf("Renew before anything was lost: %+v, %v", r, err)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
@@ -83,8 +84,8 @@ func TestC23LostWritesAreTold(t *testing.T) {
 		if _, err := s.Changes(t.Context(), lost, 100); !errors.Is(err, keys.ErrDiverged) {
 			t.Errorf("Changes, %s: %v, want ErrDiverged", when, err)
 		}
-		if r, err := s.Renew(t.Context(), "n", lost); err != nil || r != keys.Lagging {
-			t.Errorf("Renew, %s: %v, %v, want Lagging", when, r, err)
+		if r, err := s.Renew(t.Context(), "n", lost); err != nil || r.Outcome != keys.Lagging {
+			t.Errorf("Renew, %s: %+v, %v, want Lagging", when, r, err)
 		}
 	}
 	behind("two writes short")
@@ -119,28 +120,106 @@ func putBack(t *testing.T, from, to string) {
 	giveTo(t, to)
 }
 
-// C23: a writer waits for the longest lease among the nodes that are behind.
-func TestC23LongestLease(t *testing.T) {
+// C23: a database that does not have a write says nothing of it and fences nobody for it, whether it has fewer writes or another of
+// the same number.
+func TestC23AWriteThatIsNotHere(t *testing.T) {
 	s, err := sqlstore.Open(t.Context(), sqlstore.Options{URL: pgtest.URL(t), Ring: newRing(t, newLine(t, "m1"))})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	for _, n := range []keys.Node{{ID: "a", Lease: 2e9}, {ID: "b", Lease: 20e9}, {ID: "c", Lease: 5e9}} {
-		if err := s.Register(t.Context(), n); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if n, longest, err := s.Behind(t.Context(), 0); err != nil || n != 3 || longest != 20e9 {
-		t.Errorf("%d behind, %v, %v", n, longest, err)
-	}
-	if _, err := s.Renew(context.Background(), "b", keys.Mark{}); err != nil {
+	if err := s.Register(t.Context(), keys.Node{ID: "behind", Lease: 2e9}); err != nil {
 		t.Fatal(err)
 	}
-	if n, longest, err := s.Behind(t.Context(), 0); err != nil || n != 2 || longest != 5e9 {
-		t.Errorf("%d behind, %v, %v", n, longest, err)
+	commit, err := s.Write(t.Context(), func(ctx context.Context, tx keys.Tx) error {
+		return keystest.Insert(ctx, tx, keystest.NewKey("org_a", keys.StateActive))
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if n, _, err := s.Behind(t.Context(), 1); !errors.Is(err, keys.ErrDiverged) {
-		t.Errorf("%d behind a write that is not in this database: %v, want ErrDiverged", n, err)
+	for name, other := range map[string]keys.Commit{
+		"a later number":               {Mark: keys.Mark{Revision: commit.Revision + 1}},
+		"another write of that number": {Mark: keys.Mark{Revision: commit.Revision, Sequence: commit.Sequence, Hash: [32]byte{1}}},
+	} {
+		if st, err := s.Standing(t.Context(), "behind", other); !errors.Is(err, keys.ErrDiverged) {
+			t.Errorf("%s: Standing %+v, %v, want ErrDiverged", name, st, err)
+		}
+		if fenced, err := s.Fence(t.Context(), other); !errors.Is(err, keys.ErrDiverged) || len(fenced) > 0 {
+			t.Errorf("%s: fenced %v, %v, want ErrDiverged", name, fenced, err)
+		}
+	}
+	if st, err := s.Standing(t.Context(), "behind", commit); err != nil || st.Behind != 1 || !st.Own || !st.Settled || st.Timeline != commit.Timeline {
+		t.Errorf("Standing %+v, %v", st, err)
+	}
+	if fenced, err := s.Fence(t.Context(), commit); err != nil || !slices.Equal(fenced, []string{"behind"}) {
+		t.Errorf("fenced %v, %v", fenced, err)
+	}
+}
+
+// C23: on a timeline that is not noted as settled the rows say so, until it is.
+func TestC23UnsettledTimeline(t *testing.T) {
+	url := pgtest.URL(t)
+	s, err := sqlstore.Open(t.Context(), sqlstore.Options{URL: url, Ring: newRing(t, newLine(t, "m1"))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Register(t.Context(), keys.Node{ID: "n"}); err != nil {
+		t.Fatal(err)
+	}
+	settled := func(want bool) (timeline int64) {
+		t.Helper()
+		st, err := s.Standing(t.Context(), "n", keys.Commit{})
+		r, err2 := s.Renew(t.Context(), "n", keys.Mark{})
+		if err := errors.Join(err, err2); err != nil || st.Settled != want || r.Settled != want || st.Timeline != r.Timeline {
+			t.Errorf("%+v, %+v, %v; want settled %t", st, r, err, want)
+		}
+		return st.Timeline
+	}
+	timeline := settled(true) // a new database has no lease to wait for
+	if _, err := rawConnection(t, url).ExecContext(t.Context(), `UPDATE lineage SET settled = 99`); err != nil {
+		t.Fatal(err)
+	}
+	settled(false)
+	if err := s.Settle(t.Context(), timeline); err != nil {
+		t.Fatal(err)
+	}
+	settled(true)
+}
+
+// C23: the version gate: a database that asks for a newer version of the protocol gives this program no lease, neither a running
+// node nor one that starts.
+func TestC23VersionGate(t *testing.T) {
+	url := pgtest.URL(t)
+	o := sqlstore.Options{URL: url, Ring: newRing(t, newLine(t, "m1"))}
+	s, err := sqlstore.Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Register(t.Context(), keys.Node{ID: "n"}); err != nil {
+		t.Fatal(err)
+	}
+	raw := rawConnection(t, url)
+	for _, gate := range []struct {
+		protocol int
+		want     error
+	}{{keys.LeaseProtocol + 1, keys.ErrOutdated}, {keys.LeaseProtocol, nil}} {
+		if _, err := raw.ExecContext(t.Context(), `UPDATE lineage SET protocol = $1`, gate.protocol); err != nil {
+			t.Fatal(err)
+		}
+		if r, err := s.Renew(t.Context(), "n", keys.Mark{}); !errors.Is(err, gate.want) || err == nil && r.Outcome != keys.Renewed {
+			t.Errorf("gate at %d: Renew %+v, %v", gate.protocol, r, err)
+		}
+		if err := s.Register(t.Context(), keys.Node{ID: "another"}); !errors.Is(err, gate.want) {
+			t.Errorf("gate at %d: Register %v", gate.protocol, err)
+		}
+		again, err := sqlstore.Open(t.Context(), o)
+		if !errors.Is(err, gate.want) {
+			t.Errorf("gate at %d: Open %v", gate.protocol, err)
+		}
+		if err == nil {
+			again.Close()
+		}
 	}
 }

@@ -27,7 +27,7 @@ func TestC23ALateRenewalLowersNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The node's row is locked, so the renewal at revision 0 takes its snapshot and waits.
-	if _, err := hold.ExecContext(t.Context(), `UPDATE nodes SET applied = 1 WHERE node_id = 'n'`); err != nil {
+	if _, err := hold.ExecContext(t.Context(), `UPDATE serving_nodes SET applied = 1 WHERE node_id = 'n'`); err != nil {
 		t.Fatal(err)
 	}
 	late := make(chan keys.Renewal, 1)
@@ -38,7 +38,7 @@ func TestC23ALateRenewalLowersNothing(t *testing.T) {
 		}
 		late <- r
 	}()
-	waiting := `SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'UPDATE nodes%' AND datname = current_database()`
+	waiting := `SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'UPDATE serving_nodes%' AND datname = current_database()`
 	for n := 0; n == 0; {
 		if err := raw.QueryRowContext(t.Context(), waiting).Scan(&n); err != nil {
 			t.Fatal(err)
@@ -50,10 +50,10 @@ func TestC23ALateRenewalLowersNothing(t *testing.T) {
 	if err := hold.Commit(); err != nil { // what a later renewal of the same node did meanwhile
 		t.Fatal(err)
 	}
-	if r := <-late; r == keys.Renewed {
+	if r := <-late; r.Outcome == keys.Renewed {
 		t.Error("the late renewal was granted")
 	}
-	if behind, _, err := s.Behind(t.Context(), 1); err != nil || behind != 0 {
-		t.Errorf("%d nodes are behind (%v): the late renewal took the acknowledgement back", behind, err)
+	if st, err := s.Standing(t.Context(), "n", keys.Commit{Mark: keys.Mark{Revision: 1}}); err != nil || st.Behind != 0 {
+		t.Errorf("%d nodes are behind (%v): the late renewal took the acknowledgement back", st.Behind, err)
 	}
 }

@@ -2,35 +2,115 @@ package sqlstore
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"sync"
+	"time"
 
 	"github.com/syncgram/keyward/internal/keys"
+	"github.com/syncgram/keyward/internal/seal"
 )
+
+// checkProtocol refuses a database that asks for a newer version of the lease protocol than this program's. The statements
+// that grant a lease ask again each time: the gate may be raised while a node runs.
+func (s *Store) checkProtocol(ctx context.Context) error {
+	if s.nodes != nil {
+		return nil
+	}
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	var least int
+	if err := s.reader.QueryRowContext(ctx, readProtocol).Scan(&least); err != nil {
+		return fmt.Errorf("sqlstore: %w", err)
+	}
+	if least > keys.LeaseProtocol {
+		return keys.ErrOutdated
+	}
+	return nil
+}
+
+// Announce implements keys.Feed. It is a transaction of its own that writes nothing, so that no write waits in the line of
+// those that notify, and it waits for no disk and no standby.
+func (s *Store) Announce(ctx context.Context, revision int64) error {
+	if s.nodes != nil {
+		s.nodes.announce(revision)
+		return nil
+	}
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	_, err := s.lease.ExecContext(ctx, announce, strconv.FormatInt(revision, 10))
+	return err
+}
+
+// Listen implements keys.Feed.
+func (s *Store) Listen(ctx context.Context, heard func(revision int64)) error {
+	if s.nodes != nil {
+		return s.nodes.listen(ctx, heard)
+	}
+	return s.listen(ctx, heard)
+}
+
+// Nodes returns the nodes that serve, and the database's revision.
+func (s *Store) Nodes(ctx context.Context) (nodes []keys.ServingNode, revision int64, err error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	err = s.view(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		st, err := s.currentState(ctx, tx)
+		if err != nil {
+			return err
+		}
+		revision = st.revision
+		if s.nodes != nil {
+			nodes = s.nodes.list()
+			return nil
+		}
+		rows, err := tx.QueryContext(ctx, everyNode)
+		return each(rows, err, func(rows *sql.Rows) error {
+			n, err := s.scanNode(rows)
+			nodes = append(nodes, n)
+			return err
+		})
+	})
+	return nodes, revision, err
+}
+
+func (s *Store) scanNode(row scanner) (n keys.ServingNode, err error) {
+	var lease, ago int64
+	var sl seal.Seal
+	if err := row.Scan(&n.ID, &n.Address, &n.Version, &n.Protocol, &lease, &n.Applied, &ago, &sl.KeyID, &sl.MAC); err != nil {
+		return n, err
+	}
+	n.Lease, n.RenewedAgo = time.Duration(lease)*time.Microsecond, time.Duration(ago)*time.Microsecond
+	n.Genuine = s.ring.CheckRow(keys.KindNode, n.Sealed(), sl) == nil
+	return n, nil
+}
 
 // localNodes are the node rows of SQLite. Only one process can have the database open, so they are
 // in its memory: a lease costs no write, goes on while the disk is full, and leaves nothing behind
 // that the next process would have to wait for.
 type localNodes struct {
-	mu      sync.Mutex
-	applied map[string]int64 // by node id; guarded by mu
+	mu        sync.Mutex
+	applied   map[string]int64 // by node id; guarded by mu, as all below
+	of        map[string]keys.Node
+	listeners []*func(int64)
 }
 
-func (n *localNodes) register(id string) error {
+func (n *localNodes) register(node keys.Node) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if _, taken := n.applied[id]; taken {
+	if _, taken := n.applied[node.ID]; taken {
 		return errors.New("sqlstore: this node is registered already")
 	}
-	n.applied[id] = -1
+	n.applied[node.ID], n.of[node.ID] = -1, node
 	return nil
 }
 
 // renew acknowledges applied if the database is at that mark. The row is written after the read, which is safe: a
 // write that commits in between finds the row behind, and waits for the next renewal.
-func (n *localNodes) renew(ctx context.Context, id string, applied keys.Mark, at func(context.Context, keys.Mark) (bool, error)) (keys.Renewal, error) {
+func (n *localNodes) renew(ctx context.Context, id string, applied keys.Mark, at func(context.Context, keys.Mark) (bool, error)) (keys.Outcome, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if _, there := n.applied[id]; !there {
@@ -47,15 +127,18 @@ func (n *localNodes) renew(ctx context.Context, id string, applied keys.Mark, at
 	return keys.Renewed, nil
 }
 
-func (n *localNodes) behind(revision int64) (count int) {
+func (n *localNodes) standing(id string, revision int64) keys.Standing {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for _, applied := range n.applied {
+	st := keys.Standing{Settled: true}
+	_, st.Own = n.applied[id]
+	for other, applied := range n.applied {
 		if applied < revision {
-			count++
+			st.Behind++
 		}
+		st.Longest = max(st.Longest, n.of[other].Lease)
 	}
-	return count
+	return st
 }
 
 func (n *localNodes) fence(revision int64) (fenced []string) {
@@ -64,6 +147,7 @@ func (n *localNodes) fence(revision int64) (fenced []string) {
 	for id, applied := range n.applied {
 		if applied < revision {
 			delete(n.applied, id)
+			delete(n.of, id)
 			fenced = append(fenced, id)
 		}
 	}
@@ -75,4 +159,34 @@ func (n *localNodes) leave(id string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.applied, id)
+	delete(n.of, id)
+}
+
+func (n *localNodes) list() (nodes []keys.ServingNode) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for id, node := range n.of {
+		nodes = append(nodes, keys.ServingNode{Node: node, Protocol: keys.LeaseProtocol, Applied: n.applied[id], Genuine: true})
+	}
+	return nodes
+}
+
+func (n *localNodes) announce(revision int64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, heard := range n.listeners {
+		(*heard)(revision)
+	}
+}
+
+// listen calls heard under the lock.
+func (n *localNodes) listen(ctx context.Context, heard func(int64)) error {
+	n.mu.Lock()
+	n.listeners = append(n.listeners, &heard)
+	n.mu.Unlock()
+	<-ctx.Done()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.listeners = slices.DeleteFunc(n.listeners, func(l *func(int64)) bool { return l == &heard })
+	return ctx.Err()
 }

@@ -51,6 +51,7 @@ func openPostgres(ctx context.Context, o Options) (_ *engine, err error) {
 		name: Postgres, writer: open(postgresWriters), reader: open(postgresReaders), lease: open(postgresLeases),
 		readTx:      &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
 		writeTx:     &sql.TxOptions{Isolation: sql.LevelReadCommitted},
+		listen:      func(ctx context.Context, heard func(int64)) error { return postgresListen(ctx, config, heard) },
 		taken:       postgresTaken,
 		rolledBack:  postgresRolledBack,
 		patience:    patience,
@@ -140,6 +141,29 @@ func validatePostgres(ctx context.Context, c *pgconn.PgConn) error {
 		return errors.New("this server takes no writes (default_transaction_read_only)")
 	}
 	return nil
+}
+
+// postgresListen listens on a connection of its own. Announcements arrive on no other, and through a pooler that hands
+// connections out by the transaction on none at all.
+func postgresListen(ctx context.Context, config *pgx.ConnConfig, heard func(revision int64)) error {
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return fmt.Errorf("sqlstore: listen: %w", err)
+	}
+	defer func() {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = conn.Close(closing)
+	}()
+	_, err = conn.Exec(ctx, listen)
+	for err == nil {
+		var n *pgconn.Notification
+		if n, err = conn.WaitForNotification(ctx); err == nil {
+			revision, _ := strconv.ParseInt(n.Payload, 10, 64) // whoever else announces something wakes nobody
+			heard(revision)
+		}
+	}
+	return fmt.Errorf("sqlstore: listen: %w", err)
 }
 
 func postgresTaken(err error) bool {

@@ -21,6 +21,29 @@ func (s *Store) Key(ctx context.Context, id string) (keys.Key, error) {
 	return k, err
 }
 
+// KeyAsOf implements keys.Store.
+func (s *Store) KeyAsOf(ctx context.Context, id string) (k keys.Key, c keys.Commit, err error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	err = s.view(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		if k, err = s.oneKey(ctx, tx, keyByID, id); err != nil {
+			return err
+		}
+		st, err := s.currentState(ctx, tx)
+		if err != nil {
+			return err
+		}
+		if c.Mark, err = s.mark(ctx, tx, st); err != nil {
+			return err
+		}
+		return tx.QueryRowContext(ctx, readTimeline).Scan(&c.Timeline)
+	})
+	if errors.Is(err, keys.ErrNotFound) {
+		err = s.noSuchKey(ctx, s.reader, anyRevision, id)
+	}
+	return k, c, err
+}
+
 // noSuchKey tells a key that never was, ErrNotFound, from one that the audit log knows up to a bound and somebody
 // removed, ErrTampered: "no such key" would be believed.
 func (s *Store) noSuchKey(ctx context.Context, q queries, bound int64, id string) error {

@@ -22,9 +22,10 @@ const (
 
 	// A statement of its own: under READ COMMITTED the one that waited for the lock still sees
 	// the log as it was before the wait.
-	readHead = `SELECT c.now, coalesce(a.sequence, 0), a.hash FROM clock c
+	readHead = `SELECT c.now, t.now, coalesce(a.sequence, 0), a.hash FROM clock c CROSS JOIN timeline t
 		LEFT JOIN (SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1) a ON 1 = 1`
-	readClock = `SELECT now FROM clock`
+	readClock    = `SELECT now FROM clock`
+	readTimeline = `SELECT now FROM timeline`
 )
 
 const (
@@ -122,18 +123,41 @@ const (
 	entryHash      = `SELECT hash FROM audit WHERE sequence = $1`
 	atMark         = `SELECT count(*) FROM meta WHERE one = 1 AND revision = $1
 		AND ($2 = 0 OR EXISTS (SELECT 1 FROM audit WHERE sequence = $2 AND hash = $3))`
+)
 
-	registerNode = `INSERT INTO nodes (node_id, address, version, lease, applied, renewed_at) VALUES ($1, $2, $3, $4, -1, $5)`
+// The rows of the nodes that serve, on PostgreSQL. Each statement asks the version gate (lineage.protocol) where it would give a
+// node a lease.
+const (
+	registerNode = `INSERT INTO serving_nodes (node_id, address, version, protocol, lease, applied, renewed_at, seal_key_id, seal)
+		SELECT $1, $2, $3, CAST($4 AS BIGINT), CAST($5 AS BIGINT), -1, (SELECT now FROM clock), $6, $7
+		FROM lineage WHERE protocol <= CAST($4 AS BIGINT)`
 	// applied <= $1: PostgreSQL compares the revision in the statement's snapshot, waits for the row, and then looks at
 	// the row again but not at the revision. A late renewal must not put an older number over a newer one.
-	renewNode = `UPDATE nodes SET applied = $1, renewed_at = $2
-		WHERE node_id = $3 AND applied <= $1 AND $1 = (SELECT revision FROM meta WHERE one = 1)
-			AND (CAST($4 AS BIGINT) = 0 OR EXISTS (SELECT 1 FROM audit WHERE sequence = $4 AND hash = $5))`
-	countNode   = `SELECT count(*) FROM nodes WHERE node_id = $1`
-	countBehind = `SELECT count(*), coalesce(max(lease), 0), (SELECT revision FROM meta WHERE one = 1)
-		FROM nodes WHERE applied < $1`
-	fenceNodes = `DELETE FROM nodes WHERE applied < $1 RETURNING node_id`
-	deleteNode = `DELETE FROM nodes WHERE node_id = $1`
+	renewNode = `UPDATE serving_nodes SET applied = $1, renewed_at = (SELECT now FROM clock)
+		WHERE node_id = $2 AND applied <= $1 AND $1 = (SELECT revision FROM meta WHERE one = 1)
+			AND (CAST($3 AS BIGINT) = 0 OR EXISTS (SELECT 1 FROM audit WHERE sequence = $3 AND hash = $4))
+			AND $5 >= (SELECT protocol FROM lineage)
+		RETURNING renewed_at, (SELECT now FROM timeline), (SELECT settled FROM lineage)`
+	nodeState = `SELECT (SELECT count(*) FROM serving_nodes WHERE node_id = $1), l.protocol, l.settled, t.now
+		FROM lineage l CROSS JOIN timeline t`
+	standing = `SELECT count(*) FILTER (WHERE applied < $1), coalesce(max(lease), 0), count(*) FILTER (WHERE node_id = $2),
+			(SELECT now FROM timeline), (SELECT settled FROM lineage),
+			$1 <= (SELECT revision FROM meta WHERE one = 1)
+				AND (CAST($3 AS BIGINT) = 0 OR EXISTS (SELECT 1 FROM audit WHERE sequence = $3 AND hash = $4))
+		FROM serving_nodes`
+	hasWrite = `SELECT $1 <= (SELECT revision FROM meta WHERE one = 1)
+		AND (CAST($2 AS BIGINT) = 0 OR EXISTS (SELECT 1 FROM audit WHERE sequence = $2 AND hash = $3))`
+	fenceNodes    = `DELETE FROM serving_nodes WHERE applied < $1 RETURNING node_id`
+	deleteNode    = `DELETE FROM serving_nodes WHERE node_id = $1`
+	settleLineage = `UPDATE lineage SET settled = $1 WHERE settled <> $1`
+	readProtocol  = `SELECT protocol FROM lineage`
+	everyNode     = `SELECT n.node_id, n.address, n.version, n.protocol, n.lease, n.applied, c.now - n.renewed_at, n.seal_key_id, n.seal
+		FROM serving_nodes n CROSS JOIN clock c ORDER BY n.address, n.node_id`
+
+	announce = `SELECT pg_notify('keyward', $1)`
+	listen   = `LISTEN keyward`
+	// Of its own effect nothing is kept; what counts is the commit, which a primary that was cut off gets no acknowledgement for.
+	confirm = `SELECT pg_logical_emit_message(true, 'keyward', '')`
 )
 
 const (

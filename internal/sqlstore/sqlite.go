@@ -12,6 +12,8 @@ import (
 
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
+
+	"github.com/syncgram/keyward/internal/keys"
 )
 
 // oldestSQLite is the first version without the WAL-reset bug that can corrupt a database.
@@ -44,7 +46,7 @@ func openSQLite(ctx context.Context, path string) (_ *engine, err error) {
 
 	e := &engine{
 		name: SQLite, writer: writer, reader: reader, lease: writer,
-		nodes:       &localNodes{applied: make(map[string]int64)},
+		nodes:       &localNodes{applied: make(map[string]int64), of: make(map[string]keys.Node)},
 		readTx:      &sql.TxOptions{ReadOnly: true},
 		writeTx:     &sql.TxOptions{},
 		taken:       sqliteTaken,

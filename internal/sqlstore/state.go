@@ -23,6 +23,11 @@ type state struct {
 	hash        [32]byte // of the last audit entry
 }
 
+// mark is the point in history that the state stands for.
+func (st *state) mark() keys.Mark {
+	return keys.Mark{Revision: st.revision, Sequence: st.sequence, Hash: st.hash}
+}
+
 const stateVersion = 1
 
 func (st *state) encode() []byte {
@@ -110,9 +115,9 @@ func (s *Store) CheckState(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		var now, sequence int64
+		var now, timeline, sequence int64
 		var hash []byte
-		if err := tx.QueryRowContext(ctx, readHead).Scan(&now, &sequence, &hash); err != nil {
+		if err := tx.QueryRowContext(ctx, readHead).Scan(&now, &timeline, &sequence, &hash); err != nil {
 			return err
 		}
 		return s.checkHead(st, sequence, hash)

@@ -82,6 +82,8 @@ type engine struct {
 	nodes                 *localNodes // the node rows when no other process can have any; nil = in the database
 	readTx, writeTx       *sql.TxOptions
 
+	listen func(ctx context.Context, heard func(revision int64)) error // see keys.Feed.Listen; nil where nodes is not
+
 	taken      func(error) bool // a unique index refused a row
 	rolledBack func(error) bool // a failed COMMIT certainly left nothing behind
 	ownClock   bool             // the database has no clock but ours
@@ -133,6 +135,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, errors.Join(err, e.close())
 	}
 	if err := s.begin(ctx); err != nil {
+		return nil, errors.Join(err, e.close())
+	}
+	if err := s.checkProtocol(ctx); err != nil {
 		return nil, errors.Join(err, e.close())
 	}
 	return s, nil
@@ -222,7 +227,7 @@ func (s *Store) transactWithin(ctx context.Context, db *sql.DB, fn func(context.
 		return fmt.Errorf("%w: %w", keys.ErrOutcomeUnknown, err)
 	}
 	if warned(tx.conn) {
-		return fmt.Errorf("%w: the server warned during the commit", keys.ErrOutcomeUnknown)
+		return errWarned
 	}
 	return nil
 }
@@ -299,20 +304,57 @@ func (s *Store) write(ctx context.Context, db *sql.DB, query string, args ...any
 		return 0, fmt.Errorf("sqlstore: %w", err)
 	}
 	defer conn.Close()
+	return s.writeOn(ctx, conn, query, args...)
+}
+
+func (s *Store) writeOn(ctx context.Context, conn *sql.Conn, query string, args ...any) (int64, error) {
 	clearWarning(conn)
 	result, err := conn.ExecContext(ctx, query, args...)
 	if err != nil {
 		return 0, fmt.Errorf("sqlstore: %w", err)
 	}
 	if warned(conn) {
-		return 0, fmt.Errorf("%w: the server warned during the commit", keys.ErrOutcomeUnknown)
+		return 0, errWarned
 	}
 	return result.RowsAffected()
 }
 
+// writeReturning is write for a statement that changes at most one row and returns something of it. It reports whether it
+// changed one.
+func (s *Store) writeReturning(ctx context.Context, db *sql.DB, dest []any, query string, args ...any) (bool, error) {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return false, fmt.Errorf("sqlstore: %w", err)
+	}
+	defer conn.Close()
+	clearWarning(conn)
+	err = conn.QueryRowContext(ctx, query, args...).Scan(dest...)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("sqlstore: %w", err)
+	case warned(conn):
+		return false, errWarned
+	}
+	return true, nil
+}
+
+// errWarned is a commit that the server warned about: it may not be durable.
+var errWarned = fmt.Errorf("%w: the server warned during the commit", keys.ErrOutcomeUnknown)
+
 // view runs fn in a read transaction: everything fn reads stands for one moment.
 func (s *Store) view(ctx context.Context, fn func(context.Context, *sql.Tx) error) error {
-	tx, err := s.reader.BeginTx(ctx, s.readTx)
+	return s.viewOn(ctx, s.reader, fn)
+}
+
+// beginner is a pool or a connection.
+type beginner interface {
+	BeginTx(ctx context.Context, o *sql.TxOptions) (*sql.Tx, error)
+}
+
+func (s *Store) viewOn(ctx context.Context, on beginner, fn func(context.Context, *sql.Tx) error) error {
+	tx, err := on.BeginTx(ctx, s.readTx)
 	if err != nil {
 		return fmt.Errorf("sqlstore: begin: %w", err)
 	}

@@ -12,22 +12,22 @@ import (
 )
 
 // Write implements keys.Store.
-func (s *Store) Write(ctx context.Context, fn func(ctx context.Context, tx keys.Tx) error) (revision int64, err error) {
+func (s *Store) Write(ctx context.Context, fn func(ctx context.Context, tx keys.Tx) error) (commit keys.Commit, err error) {
 	err = s.transact(ctx, s.writer, func(ctx context.Context, q *transaction) error {
 		t, err := s.lock(ctx, q, bumpMeta)
 		if err != nil {
 			return err
 		}
-		revision = t.state.revision
 		if err := fn(ctx, t); err != nil {
 			return err
 		}
+		commit = keys.Commit{Mark: t.state.mark(), Timeline: t.timeline}
 		return t.finish(ctx)
 	})
 	if err != nil {
-		return 0, err
+		return keys.Commit{}, err
 	}
-	return revision, nil
+	return commit, nil
 }
 
 // Record implements keys.Store.
@@ -54,6 +54,8 @@ type writeTx struct {
 	now   time.Time
 	meta  meta
 	state state // as finish will seal it
+
+	timeline int64 // of the server this transaction is on
 
 	written map[target]bool // rows written so far
 	audited map[target]bool // rows that have an entry of this write
@@ -87,16 +89,16 @@ func (s *Store) lock(ctx context.Context, q queries, statement string) (*writeTx
 		return nil, err
 	}
 
-	var now, sequence int64
+	var now, timeline, sequence int64
 	var hash []byte
-	if err := q.QueryRowContext(ctx, readHead).Scan(&now, &sequence, &hash); err != nil {
+	if err := q.QueryRowContext(ctx, readHead).Scan(&now, &timeline, &sequence, &hash); err != nil {
 		return nil, err
 	}
 	if err := s.checkHead(st, sequence, hash); err != nil {
 		return nil, err
 	}
 	t := &writeTx{
-		s: s, q: q, now: keys.FromMicros(now), meta: m, state: st,
+		s: s, q: q, now: keys.FromMicros(now), timeline: timeline, meta: m, state: st,
 		written: make(map[target]bool), audited: make(map[target]bool),
 	}
 	if s.now != nil {

@@ -30,6 +30,11 @@ type memoryFeed struct {
 	loseAnswers   int // of registrations that are carried out
 	lookUps       int
 	snapshots     int
+
+	timeline, settled int64
+	protocol          int
+	listeners         []*func(int64)
+	deaf              bool // announcements reach nobody, as behind a pooler
 }
 
 var errAway = errors.New("the database is away")
@@ -42,7 +47,7 @@ func newMemoryFeed() *memoryFeed {
 }
 
 // write commits rows under a new revision.
-func (f *memoryFeed) write(rows ...any) int64 {
+func (f *memoryFeed) write(rows ...any) keys.Commit {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.revision++
@@ -57,7 +62,7 @@ func (f *memoryFeed) write(rows ...any) int64 {
 			f.organizations[r.ID] = r
 		}
 	}
-	return f.revision
+	return keys.Commit{Mark: f.mark(), Timeline: f.timeline}
 }
 
 func (f *memoryFeed) setAway(away bool) {
@@ -162,6 +167,9 @@ func (f *memoryFeed) RecordUses(ctx context.Context, used []keys.Use) error {
 
 func (f *memoryFeed) Register(ctx context.Context, n keys.Node) error {
 	return f.locked(ctx, func() error {
+		if f.protocol > keys.LeaseProtocol {
+			return keys.ErrOutdated
+		}
 		if _, taken := f.nodes[n.ID]; taken {
 			return errors.New("this node is registered already")
 		}
@@ -176,36 +184,53 @@ func (f *memoryFeed) Register(ctx context.Context, n keys.Node) error {
 
 func (f *memoryFeed) Renew(ctx context.Context, id string, applied keys.Mark) (r keys.Renewal, err error) {
 	err = f.locked(ctx, func() error {
+		r.Timeline, r.Settled = f.timeline, f.settled == f.timeline
 		switch _, there := f.nodes[id]; {
+		case f.protocol > keys.LeaseProtocol:
+			return keys.ErrOutdated
 		case !there:
-			r = keys.Fenced
+			r.Outcome = keys.Fenced
 		case applied != f.mark():
-			r = keys.Lagging
+			r.Outcome = keys.Lagging
 		default:
 			f.nodes[id] = applied.Revision
+			r.At = time.Now()
 		}
 		return nil
 	})
 	return r, err
 }
 
-func (f *memoryFeed) Behind(ctx context.Context, revision int64) (n int, longest time.Duration, err error) {
+// has reports whether a mark is in the history.
+func (f *memoryFeed) has(m keys.Mark) bool {
+	return m.Revision <= f.revision && (m.Sequence == 0 || m.Hash[0] == f.marks[m.Revision])
+}
+
+func (f *memoryFeed) Standing(ctx context.Context, id string, c keys.Commit) (st keys.Standing, err error) {
 	err = f.locked(ctx, func() error {
-		for id, applied := range f.nodes {
-			if applied < revision {
-				n++
-				longest = max(longest, f.leases[id])
+		if !f.has(c.Mark) {
+			return keys.ErrDiverged
+		}
+		st.Timeline, st.Settled = f.timeline, f.settled == f.timeline
+		for other, applied := range f.nodes {
+			if applied < c.Revision {
+				st.Behind++
 			}
+			st.Longest = max(st.Longest, f.leases[other])
+			st.Own = st.Own || other == id
 		}
 		return nil
 	})
-	return n, longest, err
+	return st, err
 }
 
-func (f *memoryFeed) Fence(ctx context.Context, revision int64) (fenced []string, err error) {
+func (f *memoryFeed) Fence(ctx context.Context, c keys.Commit) (fenced []string, err error) {
 	err = f.locked(ctx, func() error {
+		if !f.has(c.Mark) {
+			return keys.ErrDiverged
+		}
 		for _, id := range slices.Collect(maps.Keys(f.nodes)) {
-			if f.nodes[id] < revision {
+			if f.nodes[id] < c.Revision {
 				delete(f.nodes, id)
 				fenced = append(fenced, id)
 			}
@@ -213,6 +238,35 @@ func (f *memoryFeed) Fence(ctx context.Context, revision int64) (fenced []string
 		return nil
 	})
 	return fenced, err
+}
+
+func (f *memoryFeed) Settle(ctx context.Context, timeline int64) error {
+	return f.locked(ctx, func() error { f.settled = timeline; return nil })
+}
+
+func (f *memoryFeed) Announce(ctx context.Context, revision int64) error {
+	return f.locked(ctx, func() error {
+		for _, heard := range f.listeners {
+			(*heard)(revision)
+		}
+		return nil
+	})
+}
+
+func (f *memoryFeed) Listen(ctx context.Context, heard func(int64)) error {
+	if err := f.locked(ctx, func() error {
+		if !f.deaf {
+			f.listeners = append(f.listeners, &heard)
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.listeners = slices.DeleteFunc(f.listeners, func(l *func(int64)) bool { return l == &heard })
+	return ctx.Err()
 }
 
 func (f *memoryFeed) Leave(ctx context.Context, id string) error {

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -20,7 +21,9 @@ import (
 //   - a lease counts from a clock read before its renewal was sent (stopwatch);
 //   - it is extended only by a Renewed answer, never by a read;
 //   - the writer's wait starts after its commit returned (Await);
-//   - a new registration has a new id, so a late packet acknowledges nothing.
+//   - a new registration has a new id, so a late packet acknowledges nothing;
+//   - on a timeline that is not settled no write is answered early: the row of a node that holds a lease may be lost (lineage);
+//   - an announcement is a hint: whatever hears none of them is late, never wrong.
 
 // waitFactor and waitSlack make the writer's wait longer than any lease, also when two
 // machines' clocks run at rates that differ by up to a quarter.
@@ -30,6 +33,7 @@ const (
 
 	changesPerRead = 10_000
 	callTimeout    = 5 * time.Second // of one statement; the lease bounds what matters
+	mostQuiet      = time.Second     // between renewals while announcements arrive
 	usesPerWrite   = 500
 	eraseEvery     = time.Minute
 	keptFor        = 24 * time.Hour
@@ -42,6 +46,8 @@ func (v *Verifier) Run(ctx context.Context) {
 	background.Go(func() { v.flushUses(ctx) })
 	background.Go(func() { v.eraseKeptAnswers(ctx) })
 	background.Go(func() { v.scrub(ctx) })
+	background.Go(func() { v.listen(ctx) })
+	background.Go(func() { v.revokeLost(ctx) })
 
 	for ctx.Err() == nil {
 		v.serve(ctx)
@@ -56,7 +62,10 @@ func (v *Verifier) Run(ctx context.Context) {
 // serve registers this node and follows until it is fenced or ctx ends. The index outlives it: a
 // node that comes back catches up from what it has.
 func (v *Verifier) serve(ctx context.Context) {
-	node := keys.Node{Address: v.cfg.Address, Version: v.cfg.Version, Lease: v.cfg.Lease}
+	node := keys.Node{Version: v.cfg.Version, Lease: v.cfg.Lease}
+	if v.cfg.Address != nil {
+		node.Address = v.cfg.Address()
+	}
 	if !v.retry(ctx, "register this node", func(ctx context.Context) error {
 		// A new id for each try: the row of one whose outcome is not known may be there, and nobody renews it.
 		node.ID = rand.Text()
@@ -64,6 +73,7 @@ func (v *Verifier) serve(ctx context.Context) {
 	}) {
 		return
 	}
+	v.node.Store(&node.ID)
 	defer v.leave(ctx, node.ID)
 	if v.view.Load() == nil && !v.retry(ctx, "load the keys", v.load) {
 		return
@@ -99,35 +109,50 @@ func (v *Verifier) follow(ctx context.Context, nodeID string) (fenced bool, err 
 		if behind = renewal == keys.Lagging; behind {
 			continue
 		}
+		next, stop := v.clock.timer(v.pollEvery())
 		select {
 		case <-v.wake:
-			behind = true // a write of this process committed: its changes are there to be read
-		case <-time.After(v.cfg.Poll):
+			behind = true // a write has committed: its changes are there to be read
+		case <-next:
 		case <-ctx.Done():
 		}
+		stop()
 	}
 	return false, ctx.Err()
+}
+
+// pollEvery is how long to wait for an announcement. Polling alone keeps every promise; announcements make it rarer, for
+// as long as they are known to arrive.
+func (v *Verifier) pollEvery() time.Duration {
+	if v.ear.hears(v.clock.now().mono) {
+		return v.quiet
+	}
+	return v.cfg.Poll
 }
 
 // retry runs fn until it succeeds, with growing pauses, and reports false when ctx ended first.
 func (v *Verifier) retry(ctx context.Context, what string, fn func(context.Context) error) bool {
 	pause := 50 * time.Millisecond
 	for {
-		began := time.Now()
+		began := v.clock.now().mono
 		err := fn(ctx)
+		v.outdated.Store(errors.Is(err, keys.ErrOutdated))
 		if err == nil || ctx.Err() != nil {
 			return ctx.Err() == nil
 		}
-		if time.Since(began) > 5*time.Second { // it had worked for a while
+		if v.clock.now().mono-began > 5*time.Second { // it had worked for a while
 			pause = 50 * time.Millisecond
 		}
 		v.cfg.Logger.Warn("the database does not answer; trying again", "to", what, "error", err, "in", pause.String())
+		next, stop := v.clock.timer(pause)
 		select {
-		case <-v.wake: // a write of this process committed: the database is back
-		case <-time.After(pause):
+		case <-v.wake: // a write has committed: the database is back
+		case <-next:
 		case <-ctx.Done():
+			stop()
 			return false
 		}
+		stop()
 		pause = min(2*pause, time.Second)
 	}
 }
@@ -150,24 +175,78 @@ func (v *Verifier) closeView() {
 }
 
 // renew acknowledges what is applied and extends the lease if nothing newer exists.
-func (v *Verifier) renew(ctx context.Context, nodeID string) (keys.Renewal, error) {
+func (v *Verifier) renew(ctx context.Context, nodeID string) (keys.Outcome, error) {
 	held := v.view.Load()
-	watch := startStopwatch()
+	watch := startStopwatch(v.clock)
 	var renewal keys.Renewal
 	err := bounded(ctx, func(ctx context.Context) (err error) {
 		renewal, err = v.cfg.Feed.Renew(ctx, nodeID, held.applied)
 		return err
 	})
 	if err != nil {
-		return renewal, fmt.Errorf("renew the lease: %w", err)
+		return keys.Fenced, fmt.Errorf("renew the lease: %w", err)
 	}
-	if renewal == keys.Renewed {
-		if l, ok := watch.leaseOf(v.cfg.Lease); ok {
+	if renewal.Outcome == keys.Renewed {
+		if l, ok := watch.leaseOf(v.clock, v.cfg.Lease); ok {
 			v.view.Store(&view{index: held.index, applied: held.applied, lease: l})
 			v.acked.announce()
 		}
 	}
-	return renewal, nil
+	now := v.clock.now().mono
+	v.lineage.note(renewal.Timeline, renewal.Settled, now)
+	if v.lineage.settles(renewal.Timeline, now, waitFor(v.cfg.Lease)) {
+		v.settleUnattended(ctx, nodeID, held.applied)
+	}
+	v.checkRate(renewal.At, now)
+	return renewal.Outcome, nil
+}
+
+// settleUnattended settles a timeline without a write that waited for it, so that the next write need not.
+func (v *Verifier) settleUnattended(ctx context.Context, nodeID string, applied keys.Mark) {
+	st, err := v.cfg.Feed.Standing(ctx, nodeID, keys.Commit{Mark: applied})
+	if err == nil && v.lineage.settles(st.Timeline, v.clock.now().mono, waitFor(max(v.cfg.Lease, st.Longest))) {
+		v.settle(ctx, st.Timeline)
+	}
+}
+
+// settle notes for every node that the leases of earlier timelines are over. One that cannot be written is tried again with
+// the next renewal.
+func (v *Verifier) settle(ctx context.Context, timeline int64) {
+	err := bounded(ctx, func(ctx context.Context) error { return v.cfg.Feed.Settle(ctx, timeline) })
+	if err != nil {
+		v.cfg.Logger.Warn("the database's new timeline could not be noted as settled; trying again", "timeline", timeline, "error", err)
+		return
+	}
+	v.lineage.note(timeline, true, v.clock.now().mono)
+	v.cfg.Logger.Info("a standby has taken over as the primary, and every lease from before is over", "timeline", timeline)
+}
+
+// Of the database's clock against this machine's.
+const (
+	rateWindow = time.Minute
+	mostRate   = 0.1 // the wait stands a quarter
+)
+
+// checkRate says when the two clocks run at rates that differ by more than a clock ever should: the protocol's wait is
+// longer than a lease by a quarter, and no more. A clock that is set shows here too.
+func (v *Verifier) checkRate(at time.Time, now time.Duration) {
+	if at.IsZero() {
+		return
+	}
+	if v.rateAt.IsZero() || now < v.rateFrom {
+		v.rateAt, v.rateFrom = at, now
+		return
+	}
+	passed := now - v.rateFrom
+	if passed < rateWindow {
+		return
+	}
+	rate := float64(at.Sub(v.rateAt)) / float64(passed)
+	v.rateAt, v.rateFrom = at, now
+	v.rate.Store(math.Float64bits(rate))
+	if math.Abs(rate-1) > mostRate {
+		v.cfg.Logger.Error("this machine's clock and the database's run at different rates, or one was set: check NTP on both", "rate", rate)
+	}
 }
 
 // load fills a new index from a snapshot and publishes it without a lease.
@@ -195,8 +274,9 @@ func (v *Verifier) load(ctx context.Context) error {
 	v.writing.Lock()
 	defer v.writing.Unlock()
 	if held := v.view.Load(); held != nil {
-		if kept := ix.keepRevoked(held.index); kept > 0 {
-			v.cfg.Logger.Error("the database lost revocations this node knows; they stay in force here", "keys", kept)
+		if kept, lost := ix.keepRevoked(held.index); kept > 0 {
+			v.cfg.Logger.Error("the database lost revocations this node knows; they stay in force here", "keys", kept, "to_revoke_again", len(lost))
+			v.lost.add(lost)
 		}
 	}
 	v.view.Store(&view{index: ix, applied: mark})
@@ -217,7 +297,10 @@ func (v *Verifier) catchUp(ctx context.Context) error {
 		v.cfg.Logger.Error("the database lost writes that this node has seen: a backup was restored, or a standby without the last writes took over; loading it anew", "applied", held.applied.Revision)
 		v.closeView()
 		v.flush(ctx) // the uses go with the index they are noted in
-		return v.load(ctx)
+		err := v.load(ctx)
+		// Rows of other nodes may be among what was lost. Counted from after the load, when this node knows.
+		v.lineage.diverged(v.clock.now().mono + waitFor(v.cfg.Lease))
+		return err
 	}
 	if err != nil {
 		return fmt.Errorf("read changes: %w", err)
@@ -260,51 +343,92 @@ func (v *Verifier) report(kind, id string, c conflict) {
 	v.cfg.Logger.Error("a row was refused: it was not written by Keyward", "kind", kind, "id", id, "found", string(c))
 }
 
+// waitFor is how long a writer waits until every lease of that term that was granted before is over.
+func waitFor(term time.Duration) time.Duration {
+	return time.Duration(float64(term)*waitFactor) + waitSlack
+}
+
 // Await implements keys.Barrier: it returns nil once no node can answer from a state older than
-// revision. The caller's commit has returned. It waits for acknowledgements, and after 1.25 L + 50 ms by this
+// the commit, which has returned to the caller. It waits for acknowledgements, and after 1.25 L + 50 ms by this
 // node's own clock fences whoever has not given one.
-func (v *Verifier) Await(ctx context.Context, revision int64) error {
-	began := time.Now()
-	longest := v.cfg.Lease // of the nodes that were seen behind, and this one's
+func (v *Verifier) Await(ctx context.Context, c keys.Commit) (err error) {
+	began := v.clock.now().mono
+	outcome := BarrierFailed
+	defer func() {
+		if v.cfg.OnBarrier != nil {
+			v.cfg.OnBarrier(outcome, v.clock.now().mono-began)
+		}
+	}()
+	v.lineage.note(c.Timeline, false, began)
 	select {
 	case v.wake <- struct{}{}:
 	default:
 	}
+	if err := v.cfg.Feed.Announce(ctx, c.Revision); err != nil {
+		v.cfg.Logger.Debug("a write could not be announced; the nodes find it by polling", "error", err)
+	}
+	longest := v.cfg.Lease
 	pause := time.Millisecond
 	for {
 		acked := v.acked.next()
-		behind, lease, err := v.cfg.Feed.Behind(ctx, revision)
+		var node string
+		if id := v.node.Load(); id != nil {
+			node = *id
+		}
+		st, err := v.cfg.Feed.Standing(ctx, node, c)
 		if err != nil {
 			return fmt.Errorf("read the nodes: %w", err)
 		}
-		if behind == 0 {
+		now := v.clock.now().mono
+		v.lineage.note(st.Timeline, st.Settled, now)
+		longest = max(longest, st.Longest)
+		wait := waitFor(longest)
+		// This node's own row must be there: a database put back on the same timeline may have lost other rows, and this
+		// node finds that out about its own history before it renews.
+		if st.Behind == 0 && st.Own && v.lineage.trusts(st.Timeline, now, wait) {
+			outcome = BarrierAcknowledged
 			return nil
 		}
-		longest = max(longest, lease)
-		if time.Since(began) >= time.Duration(float64(longest)*waitFactor)+waitSlack {
-			fenced, err := v.cfg.Feed.Fence(ctx, revision)
-			if err != nil {
-				return fmt.Errorf("fence: %w", err)
+		if now-began >= wait {
+			if err := v.fence(ctx, c); err != nil {
+				return err
 			}
-			v.cfg.Logger.Warn("nodes did not acknowledge a write and were fenced; they come back by themselves", "nodes", fenced, "revision", revision)
+			// A whole wait after a commit on this very timeline. A commit on the one before proves nothing about when this one began.
+			if c.Timeline == st.Timeline && v.lineage.settles(st.Timeline, now, wait) {
+				v.settle(ctx, st.Timeline)
+			}
+			outcome = BarrierFenced
 			return nil
 		}
-		timer := time.NewTimer(pause)
+		next, stop := v.clock.timer(min(pause, wait-(now-began)))
 		select {
 		case <-acked:
-		case <-timer.C:
+		case <-next:
 			pause = min(2*pause, 20*time.Millisecond)
 		case <-ctx.Done():
-			timer.Stop()
+			stop()
 			return ctx.Err()
 		}
-		timer.Stop()
+		stop()
 	}
+}
+
+// fence takes the rows of the nodes away whose leases have ended without an acknowledgement.
+func (v *Verifier) fence(ctx context.Context, c keys.Commit) error {
+	fenced, err := v.cfg.Feed.Fence(ctx, c)
+	if err != nil {
+		return fmt.Errorf("fence: %w", err)
+	}
+	if len(fenced) > 0 {
+		v.counters.fencedOthers.Add(int64(len(fenced)))
+		v.cfg.Logger.Warn("nodes did not acknowledge a write and were fenced; they come back by themselves", "nodes", fenced, "revision", c.Revision)
+	}
+	return nil
 }
 
 // flushUses writes last_used_at in batches, well within the 60 s of C20.
 func (v *Verifier) flushUses(ctx context.Context) {
-	for sleep(ctx, v.cfg.FlushEvery) {
+	for v.sleep(ctx, v.cfg.FlushEvery) {
 		v.flush(ctx)
 	}
 }
@@ -332,7 +456,7 @@ func (v *Verifier) flush(ctx context.Context) {
 
 // eraseKeptAnswers removes sealed answers after their 24 hours (C17).
 func (v *Verifier) eraseKeptAnswers(ctx context.Context) {
-	for sleep(ctx, eraseEvery) {
+	for v.sleep(ctx, eraseEvery) {
 		err := bounded(ctx, func(ctx context.Context) error {
 			_, err := v.cfg.Feed.EraseKeptAnswers(ctx, v.now().Add(-keptFor))
 			return err
@@ -346,7 +470,7 @@ func (v *Verifier) eraseKeptAnswers(ctx context.Context) {
 // scrub reads every row against its seal from time to time, so that one changed behind the
 // service's back is found while it runs, not at the next start. What it finds is refused at once.
 func (v *Verifier) scrub(ctx context.Context) {
-	for sleep(ctx, v.cfg.ScrubEvery) {
+	for v.sleep(ctx, v.cfg.ScrubEvery) {
 		if err := v.Scrub(ctx); err != nil && ctx.Err() == nil {
 			v.cfg.Logger.Error("the rows could not be checked against their seals", "error", err)
 		}
@@ -387,18 +511,6 @@ func (v *Verifier) Scrub(ctx context.Context) error {
 		v.report(keys.KindOrganization, badOrganizations[i].ID, held.index.applyOrganization(&badOrganizations[i], true))
 	}
 	return nil
-}
-
-// sleep waits and reports whether ctx is still going.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
 
 // bounded runs one statement with a limit.

@@ -220,8 +220,9 @@ func (ix *index) applyOrganization(o *keys.Organization, published bool) conflic
 }
 
 // keepRevoked carries over from an older index what must never be accepted again, whatever the
-// database says now: a restored backup does not bring a revoked key back (I2).
-func (ix *index) keepRevoked(older *index) (kept int) {
+// database says now: a restored backup does not bring a revoked key back (I2). It returns how many that were and, of those the
+// database still has a row for, the ids whose revocation it lost.
+func (ix *index) keepRevoked(older *index) (kept int, lost []string) {
 	older.keys.each(func(d token.Digest, e keyEntry) {
 		if e.state != stateRevoked && e.state != stateRefused {
 			return
@@ -239,11 +240,14 @@ func (ix *index) keepRevoked(older *index) (kept int) {
 			ix.byID[idHandleOf(older.texts.get(e.id))] = binary.BigEndian.Uint64(d[:])
 			ix.keyCount.Add(1)
 		}
+		if known && e.state == stateRevoked {
+			lost = append(lost, ix.texts.get(now.id))
+		}
 		now.state = e.state
 		ix.keys.fill(d, now)
 		kept++
 	})
-	return kept
+	return kept, lost
 }
 
 // found is what one look-up read: copies of the entries, taken before the clock is.

@@ -60,13 +60,13 @@ func (f *interceptedFeed) LookUp(ctx context.Context, d token.Digest, connected 
 	return f.memoryFeed.LookUp(ctx, d, connected)
 }
 
-func (f *interceptedFeed) Fence(ctx context.Context, revision int64) ([]string, error) {
+func (f *interceptedFeed) Fence(ctx context.Context, c keys.Commit) ([]string, error) {
 	if f.fence != nil {
 		if err := f.fence(); err != nil {
 			return nil, err
 		}
 	}
-	return f.memoryFeed.Fence(ctx, revision)
+	return f.memoryFeed.Fence(ctx, c)
 }
 
 func (f *interceptedFeed) EraseKeptAnswers(_ context.Context, before time.Time) (int64, error) {
@@ -95,7 +95,11 @@ func indexOf(all ...keys.Key) *index {
 	return ix
 }
 
-func leaseUntil(t time.Time) lease { return lease{until: t, wall: t.UnixNano()} }
+// goodFor is a lease of v that ends after d.
+func goodFor(v *Verifier, d time.Duration) lease {
+	now := v.clock.now()
+	return lease{instant{now.mono + d, now.wall + int64(d)}}
+}
 
 // C23, P1: a lease vouches for the index it was loaded with, and for no other. The views change as fast as they can between
 // one that has the key, under a lease that is over, and one that knows it is revoked, under a good
@@ -108,7 +112,7 @@ func TestC23TheLeaseIsTheOneLoadedFirst(t *testing.T) {
 	feed.write(revoked)
 	v := idle(t, feed)
 	over := &view{index: indexOf(key)}
-	good := &view{index: indexOf(revoked), lease: leaseUntil(time.Now().Add(time.Hour))}
+	good := &view{index: indexOf(revoked), lease: goodFor(v, time.Hour)}
 	v.view.Store(over)
 
 	var changing sync.WaitGroup
@@ -137,7 +141,7 @@ func TestC23TheLeaseIsTheOneLoadedFirst(t *testing.T) {
 // P1: either clock ends a lease: the wall clock runs on while a machine sleeps, the monotonic one is not
 // set back.
 func TestP1LeaseEndsByEitherClock(t *testing.T) {
-	now := time.Now()
+	now := instant{mono: time.Hour, wall: time.Now().UnixNano()}
 	for _, tt := range []struct {
 		name            string
 		monotonic, wall time.Duration // from now to the end
@@ -152,7 +156,7 @@ func TestP1LeaseEndsByEitherClock(t *testing.T) {
 		{"set forward a little", 2 * time.Second, time.Second, time.Second},
 		{"set back a little", time.Second, 2 * time.Second, time.Second},
 	} {
-		l := lease{until: now.Add(tt.monotonic), wall: now.UnixNano() + int64(tt.wall)}
+		l := lease{instant{now.mono + tt.monotonic, now.wall + int64(tt.wall)}}
 		if got := l.goodAt(now); got != (tt.left > 0) {
 			t.Errorf("%s: good %v", tt.name, got)
 		}
@@ -181,13 +185,15 @@ func TestP1LeaseCountsFromTheSending(t *testing.T) {
 		{"asleep", 0, time.Minute, false},
 		{"asleep to the very end", time.Second, term - time.Second, false},
 	} {
-		s := stopwatch{began: time.Now().Add(-tt.took), boot: bootTime() - int64(tt.took+tt.slept)}
-		l, ok := s.leaseOf(term)
+		c := newSystemClock()
+		now := c.now()
+		s := stopwatch{began: instant{now.mono - tt.took, now.wall - int64(tt.took)}, boot: bootTime() - int64(tt.took+tt.slept)}
+		l, ok := s.leaseOf(c, term)
 		if ok != tt.want {
 			t.Errorf("%s: granted %v, want %v", tt.name, ok, tt.want)
 		}
-		if until := s.began.Add(term); ok && (!l.until.Equal(until) || l.wall != until.UnixNano()) {
-			t.Errorf("%s: until %v and %v, want %v", tt.name, l.until, time.Unix(0, l.wall), until)
+		if until := (instant{s.began.mono + term, s.began.wall + int64(term)}); ok && l.until != until {
+			t.Errorf("%s: until %v, want %v", tt.name, l.until, until)
 		}
 	}
 
@@ -220,7 +226,7 @@ func TestP1OnlyARenewalExtendsTheLease(t *testing.T) {
 					mu.Lock()
 					defer mu.Unlock()
 					if !renewals {
-						return keys.Renewed, errAway // what comes beside an error means nothing
+						return keys.Renewal{Outcome: keys.Renewed}, errAway // what comes beside an error means nothing
 					}
 					return next()
 				}
@@ -374,7 +380,7 @@ func TestC23FencedNodeAnswersNothing(t *testing.T) {
 		feed.write(key)
 		feed.renew = func(_ context.Context, next func() (keys.Renewal, error)) (keys.Renewal, error) {
 			renewal, err := next()
-			if renewal == keys.Fenced {
+			if renewal.Outcome == keys.Fenced {
 				feed.setAway(true)
 			}
 			return renewal, err
@@ -403,7 +409,7 @@ func TestR5StatementWithoutAnAnswer(t *testing.T) {
 			if first {
 				first = false
 				<-ctx.Done()
-				return keys.Fenced, ctx.Err()
+				return keys.Renewal{Outcome: keys.Fenced}, ctx.Err()
 			}
 			return next()
 		}
@@ -570,7 +576,7 @@ func TestI2RestoredBackup(t *testing.T) {
 		kept, keptKey := newKey(t, "org_a", keys.Live)
 		forged, forgedKey := newKey(t, "org_a", keys.Live)
 		backup := feed.write(keptKey, forgedKey)
-		keptKey.Revision, forgedKey.Revision = backup, backup
+		keptKey.Revision, forgedKey.Revision = backup.Revision, backup.Revision
 		v, _ := start(t, feed, nil)
 		synctest.Wait()
 		lost, lostKey := newKey(t, "org_b", keys.Test)
@@ -588,7 +594,7 @@ func TestI2RestoredBackup(t *testing.T) {
 		loads = false
 		mu.Unlock()
 		feed.mu.Lock()
-		feed.revision = backup
+		feed.revision = backup.Revision
 		feed.keys = map[string]keys.Key{keptKey.ID: keptKey, forgedKey.ID: forgedKey, strangeKey.ID: strangeKey}
 		feed.mu.Unlock()
 		time.Sleep(time.Second)
@@ -691,7 +697,7 @@ func TestP5ChangedRows(t *testing.T) {
 			t.Errorf("%s: reported %q, want %q", tt.name, got, tt.report)
 		}
 		v := idle(t, newMemoryFeed())
-		v.view.Store(&view{index: ix, lease: leaseUntil(time.Now().Add(time.Hour))})
+		v.view.Store(&view{index: ix, lease: goodFor(v, time.Hour)})
 		if got := reasonOf(v, Request{Secret: secret}); got != tt.want {
 			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
 		}
@@ -707,7 +713,7 @@ func TestP5TakenDigest(t *testing.T) {
 		key.Digest, key.Genuine = otherKey.Digest, genuine
 		ix.applyKey(&key, true)
 		v := idle(t, newMemoryFeed())
-		v.view.Store(&view{index: ix, lease: leaseUntil(time.Now().Add(time.Hour))})
+		v.view.Store(&view{index: ix, lease: goodFor(v, time.Hour)})
 		want := map[bool]keys.Reason{false: keys.Unknown, true: keys.Valid}[genuine]
 		if got := reasonOf(v, Request{Secret: other}); got != want {
 			t.Errorf("genuine %v: %s, want %s", genuine, got, want)
@@ -748,7 +754,7 @@ func TestP5ChangedOrganizations(t *testing.T) {
 			t.Errorf("%s: reported %q, want %q", tt.name, got, tt.report)
 		}
 		v := idle(t, newMemoryFeed())
-		v.view.Store(&view{index: ix, lease: leaseUntil(time.Now().Add(time.Hour))})
+		v.view.Store(&view{index: ix, lease: goodFor(v, time.Hour)})
 		got, err := v.Verify(t.Context(), Request{Secret: secret})
 		if err != nil || got.Reason != tt.want || got.PaymentsEnabled != tt.payments {
 			t.Errorf("%s: %s, payments enabled %v, %v", tt.name, got.Reason, got.PaymentsEnabled, err)
@@ -791,7 +797,7 @@ func TestO1ManyOrganizations(t *testing.T) {
 		ix.applyOrganization(&child, i%2 == 0)
 	}
 	v := idle(t, newMemoryFeed())
-	v.view.Store(&view{index: ix, lease: leaseUntil(time.Now().Add(time.Hour))})
+	v.view.Store(&view{index: ix, lease: goodFor(v, time.Hour)})
 	for i := range n {
 		got, err := v.Verify(t.Context(), Request{Secret: secrets[i], ConnectedAccountID: fmt.Sprint("child_", i)})
 		want := keys.Valid
@@ -815,7 +821,7 @@ func TestV3ConnectedAccountsWhileTheyAreMade(t *testing.T) {
 	secret, key := newKey(t, "org_a", keys.Live)
 	ix := indexOf(key)
 	v := idle(t, newMemoryFeed())
-	v.view.Store(&view{index: ix, lease: leaseUntil(time.Now().Add(time.Hour))})
+	v.view.Store(&view{index: ix, lease: goodFor(v, time.Hour)})
 	var readers sync.WaitGroup
 	const n = 200
 	for range 2 {

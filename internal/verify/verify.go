@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,18 +21,33 @@ import (
 type Config struct {
 	Feed    keys.Feed
 	Format  token.Format
-	Address string // of this node's internal listener, for the other nodes
+	Address func() string // of this node's internal listener, for the other nodes; asked at each registration
 	Version string
 	Logger  *slog.Logger
 
+	// RevokeAgain writes a revocation anew that the database lost; nil = it is not given back.
+	RevokeAgain func(ctx context.Context, keyID string) error
+	// OnBarrier, when set, is told of each write's wait for the nodes, for metrics.
+	OnBarrier func(outcome BarrierOutcome, took time.Duration)
+
 	Lease      time.Duration // L: the database outage that verification rides out; 0 = 10 s
-	Poll       time.Duration // between renewals when nothing wakes the loop; 0 = 100 ms
+	Poll       time.Duration // between renewals while announcements are not known to arrive; 0 = 100 ms
 	FlushEvery time.Duration // between writes of last_used_at; 0 = 10 s
 	ScrubEvery time.Duration // between checks of every row against its seal; 0 = 15 min
 
 	// Now is the clock that expiry is judged by; nil = time.Now. The lease never uses it.
 	Now func() time.Time
 }
+
+// BarrierOutcome is how a write's wait for the nodes ended.
+type BarrierOutcome string
+
+// The outcomes.
+const (
+	BarrierAcknowledged BarrierOutcome = "acknowledged" // by every node
+	BarrierFenced       BarrierOutcome = "fenced"       // by the whole wait, after which no lease from before it is left
+	BarrierFailed       BarrierOutcome = "failed"       // it is not known: the write is answered with 503
+)
 
 // Budget of a verification that cannot be answered from memory.
 const (
@@ -86,8 +102,21 @@ type Verifier struct {
 	view atomic.Pointer[view]
 
 	slow  chan struct{} // places for verifications that ask the primary
-	wake  chan struct{} // a write of this process committed
+	wake  chan struct{} // there is something to read
 	acked *broadcast    // this node acknowledged something
+
+	clock    clock
+	quiet    time.Duration          // between renewals while announcements arrive
+	node     atomic.Pointer[string] // the id of this node's row; nil before the first
+	outdated atomic.Bool            // the database asks for a newer program
+	lineage  lineage
+	ear      ear
+	lost     lostRevocations
+
+	// The follow loop's: the last reading of the two clocks, and the rate between them as float bits.
+	rateAt   time.Time
+	rateFrom time.Duration
+	rate     atomic.Uint64
 
 	writing sync.Mutex // held by whoever changes the index: it has one writer at a time
 
@@ -96,6 +125,7 @@ type Verifier struct {
 
 type counters struct {
 	primary, undecided, tampered, fenced, regressions atomic.Int64
+	fencedOthers, revokedAgain                        atomic.Int64
 }
 
 // view is immutable.
@@ -128,10 +158,15 @@ func New(cfg Config) (*Verifier, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Verifier{
+	v := &Verifier{
 		cfg: cfg, slow: make(chan struct{}, slowConcurrent),
 		wake: make(chan struct{}, 1), acked: newBroadcast(),
-	}, nil
+		clock: newSystemClock(), quiet: min(mostQuiet, cfg.Lease/4),
+		lost: lostRevocations{arrived: make(chan struct{}, 1)},
+	}
+	v.ear.forget()
+	v.rate.Store(math.Float64bits(1))
+	return v, nil
 }
 
 // Verify decides about a secret. While the lease is good it touches neither disk nor network
@@ -146,11 +181,12 @@ func (v *Verifier) Verify(ctx context.Context, r Request) (Verdict, error) {
 	// loaded first. A node frozen between any two of these finds its lease over.
 	if held := v.view.Load(); held != nil {
 		f, known := held.index.find(digest, env, r.ConnectedAccountID)
-		now := time.Now()
-		if held.lease.goodAt(now) {
+		read := v.clock.now()
+		if held.lease.goodAt(read) {
 			if !known {
 				return Verdict{Reason: keys.Unknown}, nil
 			}
+			now := read.time()
 			if v.cfg.Now != nil {
 				now = v.cfg.Now()
 			}
@@ -233,16 +269,19 @@ func (v *Verifier) now() time.Time {
 	if v.cfg.Now != nil {
 		return v.cfg.Now()
 	}
-	return time.Now()
+	return v.clock.now().time()
 }
 
 // Ready returns nil while this node decides from memory, and otherwise why it cannot.
 func (v *Verifier) Ready() error {
 	held := v.view.Load()
+	good := held != nil && held.lease.goodAt(v.clock.now())
 	switch {
+	case !good && v.outdated.Load():
+		return keys.ErrOutdated
 	case held == nil:
 		return errors.New("the keys are not loaded yet: waiting for the database")
-	case !held.lease.goodAt(time.Now()):
+	case !good:
 		return errors.New("the lease is over: the database has not been reached")
 	}
 	return nil
@@ -256,6 +295,11 @@ type Stats struct {
 
 	FromPrimary, Undecided        int64 // verifications that memory could not answer
 	Tampered, Fenced, Regressions int64
+	FencedOthers                  int64 // rows of silent nodes that this node's writes took away
+	RevokedAgain                  int64 // revocations the database had lost
+
+	Announced bool    // announcements are known to arrive
+	ClockRate float64 // of the database's clock against this machine's
 }
 
 // Stats returns the current figures.
@@ -264,10 +308,12 @@ func (v *Verifier) Stats() Stats {
 	s := Stats{
 		FromPrimary: c.primary.Load(), Undecided: c.undecided.Load(),
 		Tampered: c.tampered.Load(), Fenced: c.fenced.Load(), Regressions: c.regressions.Load(),
+		FencedOthers: c.fencedOthers.Load(), RevokedAgain: c.revokedAgain.Load(),
+		Announced: v.ear.hears(v.clock.now().mono), ClockRate: math.Float64frombits(v.rate.Load()),
 	}
 	if held := v.view.Load(); held != nil {
 		s.Keys, s.Organizations = held.index.keyCount.Load(), held.index.organizationCount.Load()
-		s.Revision, s.LeaseLeft = held.applied.Revision, held.lease.left(time.Now())
+		s.Revision, s.LeaseLeft = held.applied.Revision, held.lease.left(v.clock.now())
 	}
 	return s
 }

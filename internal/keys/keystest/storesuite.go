@@ -57,6 +57,7 @@ func StoreSuite(t *testing.T, open func(t *testing.T) Database) {
 		{"Feed/Snapshot is consistent under writes", snapshotUnderWrites},
 		{"Feed/LookUp", lookUp},
 		{"Feed/nodes register, renew, fall behind, are fenced and leave", nodes},
+		{"Feed/announcements are heard", announcements},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -106,11 +107,11 @@ func audit(ctx context.Context, tx keys.Tx, act keys.Action, id string) error {
 // MustWrite runs a write that has to succeed.
 func MustWrite(t testing.TB, db keys.Store, fn func(ctx context.Context, tx keys.Tx) error) int64 {
 	t.Helper()
-	revision, err := db.Write(t.Context(), fn)
+	commit, err := db.Write(t.Context(), fn)
 	if err != nil {
 		t.Fatalf("Write: %v", err)
 	}
-	return revision
+	return commit.Revision
 }
 
 // MustInsert writes keys, each in a write of its own.
@@ -881,7 +882,7 @@ func changesUnderWrites(t *testing.T, db Database) {
 	for w := range writers {
 		group.Go(func() {
 			for range writesEach {
-				revision, err := db.Write(ctx, func(ctx context.Context, tx keys.Tx) error {
+				commit, err := db.Write(ctx, func(ctx context.Context, tx keys.Tx) error {
 					if err := Insert(ctx, tx, NewKey(fmt.Sprint("org", w), keys.StateRevoked)); err != nil {
 						return err
 					}
@@ -892,7 +893,7 @@ func changesUnderWrites(t *testing.T, db Database) {
 					t.Error(err)
 					return
 				}
-				revisions <- revision
+				revisions <- commit.Revision
 			}
 		})
 	}
@@ -1085,36 +1086,48 @@ func lookUp(t *testing.T, db Database) {
 }
 
 func nodes(t *testing.T, db Database) {
-	renew := func(id string, applied int64, want keys.Renewal) {
+	renew := func(id string, applied int64, want keys.Outcome) {
 		t.Helper()
-		if got, err := db.Renew(t.Context(), id, keys.Mark{Revision: applied}); err != nil || got != want {
-			t.Errorf("Renew(%s, %d) = %v, %v; want %v", id, applied, got, err, want)
+		if got, err := db.Renew(t.Context(), id, keys.Mark{Revision: applied}); err != nil || got.Outcome != want || !got.Settled {
+			t.Errorf("Renew(%s, %d) = %+v, %v; want %v", id, applied, got, err, want)
 		}
 	}
+	at := func(revision int64) keys.Commit { return keys.Commit{Mark: keys.Mark{Revision: revision}} }
 	behind := func(revision int64, want int) {
 		t.Helper()
-		if got, _, err := db.Behind(t.Context(), revision); err != nil || got != want {
-			t.Errorf("Behind(%d) = %d, %v; want %d", revision, got, err, want)
+		if got, err := db.Standing(t.Context(), "a", at(revision)); err != nil || got.Behind != want || !got.Settled {
+			t.Errorf("Standing(%d) = %+v, %v; want %d behind", revision, got, err, want)
 		}
 	}
 	fence := func(revision int64, want ...string) {
 		t.Helper()
-		got, err := db.Fence(t.Context(), revision)
+		got, err := db.Fence(t.Context(), at(revision))
 		must(t, err)
 		slices.Sort(got)
 		if !slices.Equal(got, want) {
 			t.Errorf("Fence(%d) = %v, want %v", revision, got, want)
 		}
 	}
+	own := func(want bool) {
+		t.Helper()
+		if got, err := db.Standing(t.Context(), "a", at(0)); err != nil || got.Own != want {
+			t.Errorf("Standing: own row %t, %v; want %t", got.Own, err, want)
+		}
+	}
 	renew("a", 0, keys.Fenced)
-	must(t, db.Register(t.Context(), keys.Node{ID: "a", Address: "10.0.0.1:8081", Version: "v1"}))
-	must(t, db.Register(t.Context(), keys.Node{ID: "b"}))
+	own(false)
+	must(t, db.Register(t.Context(), keys.Node{ID: "a", Address: "10.0.0.1:8081", Version: "v1", Lease: 7 * time.Second}))
+	own(true)
+	must(t, db.Register(t.Context(), keys.Node{ID: "b", Lease: 3 * time.Second}))
 	if err := db.Register(t.Context(), keys.Node{ID: "a"}); err == nil {
 		t.Error("a node id was registered twice")
 	}
 	behind(0, 2) // registered, and at -1
 	renew("a", 0, keys.Renewed)
 	behind(0, 1)
+	if st, err := db.Standing(t.Context(), "b", at(0)); err != nil || st.Longest != 7*time.Second {
+		t.Errorf("the longest lease is %v, %v; also of a node that is not behind", st.Longest, err)
+	}
 	MustWrite(t, db, nothing)
 	renew("a", 0, keys.Lagging)
 	renew("a", 2, keys.Lagging) // nor what the database does not have yet
@@ -1126,9 +1139,11 @@ func nodes(t *testing.T, db Database) {
 	fence(1)
 	renew("b", 1, keys.Fenced)
 	behind(1, 0)
+	own(true)
 	must(t, db.Leave(t.Context(), "a"))
 	must(t, db.Leave(t.Context(), "a"))
 	renew("a", 1, keys.Fenced)
+	own(false)
 
 	// A write that was undone is not one that has to be acknowledged.
 	must(t, db.Register(t.Context(), keys.Node{ID: "c"}))
@@ -1138,4 +1153,30 @@ func nodes(t *testing.T, db Database) {
 		t.Error("the write was not undone")
 	}
 	renew("c", 1, keys.Renewed)
+}
+
+// An announcement reaches whoever listens, with its revision; after the end of one who listens nothing does.
+func announcements(t *testing.T, db Database) {
+	ctx, stop := context.WithCancel(t.Context())
+	heard := make(chan int64, 1000)
+	ended := make(chan error, 1)
+	go func() { ended <- db.Listen(ctx, func(revision int64) { heard <- revision }) }()
+	for arrived := false; !arrived; { // until it has begun to listen
+		must(t, db.Announce(t.Context(), 1))
+		select {
+		case revision := <-heard:
+			if arrived = true; revision != 1 {
+				t.Errorf("heard %d", revision)
+			}
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	must(t, db.Announce(t.Context(), 2))
+	for revision := int64(1); revision != 2; revision = <-heard {
+	}
+	stop()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("Listen ended with %v", err)
+	}
+	must(t, db.Announce(t.Context(), 3))
 }

@@ -1,0 +1,143 @@
+package verify
+
+import (
+	"context"
+	"errors"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Announcements are sent by writers after their commit. That a connection listens proves nothing: behind a pooler that
+// hands connections out by the transaction none ever arrives. So a node relies on them only while it hears some, and
+// when there was nothing to hear for a while it announces something itself.
+const (
+	hearingLasts = 20 * time.Second // after the last announcement that arrived
+	askAfter     = 15 * time.Second // of silence
+	deafAfter    = 30 * time.Second // of silence, although it asked: another connection is tried
+)
+
+// ear is what was heard.
+type ear struct{ last atomic.Int64 } // monotonic nanoseconds; math.MinInt64 = nothing on this connection
+
+func (e *ear) heard(now time.Duration) { e.last.Store(int64(now)) }
+
+func (e *ear) forget() { e.last.Store(math.MinInt64) }
+
+// silence is for how long nothing was heard.
+func (e *ear) silence(now time.Duration) time.Duration {
+	last := e.last.Load()
+	if last == math.MinInt64 {
+		return math.MaxInt64
+	}
+	return now - time.Duration(last)
+}
+
+func (e *ear) hears(now time.Duration) bool { return e.silence(now) < hearingLasts }
+
+// listen hears announcements until ctx ends.
+func (v *Verifier) listen(ctx context.Context) {
+	for ctx.Err() == nil {
+		v.ear.forget()
+		hearing, stop := context.WithCancel(ctx)
+		var proving sync.WaitGroup
+		proving.Go(func() { v.prove(hearing); stop() })
+		err := v.cfg.Feed.Listen(hearing, func(revision int64) {
+			v.ear.heard(v.clock.now().mono)
+			if held := v.view.Load(); held == nil || revision > held.applied.Revision {
+				select {
+				case v.wake <- struct{}{}:
+				default:
+				}
+			}
+		})
+		stop()
+		proving.Wait()
+		v.ear.forget()
+		if ctx.Err() == nil && !errors.Is(err, context.Canceled) {
+			v.cfg.Logger.Warn("announcements of writes are not heard; polling until they are", "error", err, "every", v.cfg.Poll.String())
+		}
+		v.sleep(ctx, time.Second)
+	}
+}
+
+// prove announces something whenever nothing was heard, and returns when that is not heard either.
+func (v *Verifier) prove(ctx context.Context) {
+	began := v.clock.now().mono
+	pause := 50 * time.Millisecond
+	for v.sleep(ctx, pause) {
+		now := v.clock.now().mono
+		silence := min(v.ear.silence(now), now-began)
+		switch {
+		case v.ear.hears(now) && silence < askAfter:
+			pause = time.Second
+		case silence >= deafAfter:
+			return
+		default:
+			if err := bounded(ctx, func(ctx context.Context) error { return v.cfg.Feed.Announce(ctx, 0) }); err != nil {
+				v.cfg.Logger.Debug("an announcement could not be sent", "error", err)
+			}
+			pause = min(2*pause, 5*time.Second)
+		}
+	}
+}
+
+// sleep waits by this node's clock and reports whether ctx is still going.
+func (v *Verifier) sleep(ctx context.Context, d time.Duration) bool {
+	next, stop := v.clock.timer(d)
+	defer stop()
+	select {
+	case <-next:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// lostRevocations are ids of keys that this node knows to be revoked and a database that lost writes does not.
+type lostRevocations struct {
+	mu      sync.Mutex
+	ids     []string // guarded by mu
+	arrived chan struct{}
+}
+
+func (l *lostRevocations) add(ids []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ids = append(l.ids, ids...)
+	select {
+	case l.arrived <- struct{}{}:
+	default:
+	}
+}
+
+func (l *lostRevocations) take() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ids := l.ids
+	l.ids = nil
+	return ids
+}
+
+// revokeLost gives the database back the revocations it lost. Each is a write like any other; until it is done this node
+// refuses the key by what it remembers, and others that knew it as well.
+func (v *Verifier) revokeLost(ctx context.Context) {
+	for {
+		select {
+		case <-v.lost.arrived:
+		case <-ctx.Done():
+			return
+		}
+		if v.cfg.RevokeAgain == nil {
+			continue
+		}
+		for _, id := range v.lost.take() {
+			if !v.retry(ctx, "revoke a key again", func(ctx context.Context) error { return v.cfg.RevokeAgain(ctx, id) }) {
+				return
+			}
+			v.counters.revokedAgain.Add(1)
+			v.cfg.Logger.Warn("a revocation that the database had lost is in it again", "key", id)
+		}
+	}
+}
