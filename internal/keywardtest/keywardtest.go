@@ -32,9 +32,12 @@ const Patience = 30 * time.Second
 
 var binaries struct {
 	sync.Mutex
-	folder string            // set by Main
-	byTags map[string]string // build tags to path; guarded by the mutex
+	folder string           // set by Main
+	paths  map[build]string // of those that are made; guarded by the mutex
 }
+
+// build is what one binary differs from another in.
+type build struct{ tags, overlay string }
 
 // Main runs the tests of a package and removes what Build made.
 func Main(m *testing.M) int {
@@ -44,7 +47,7 @@ func Main(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(folder)
-	binaries.folder, binaries.byTags = folder, make(map[string]string)
+	binaries.folder, binaries.paths = folder, make(map[build]string)
 	return m.Run()
 }
 
@@ -52,21 +55,26 @@ func Main(m *testing.M) int {
 // (comma separated, usually empty).
 func Build(tb testing.TB, tags string) string {
 	tb.Helper()
+	return makeBinary(tb, build{tags: tags})
+}
+
+func makeBinary(tb testing.TB, b build) string {
+	tb.Helper()
 	binaries.Lock()
 	defer binaries.Unlock()
 	if binaries.folder == "" {
 		tb.Fatal("keywardtest: call keywardtest.Main from TestMain")
 	}
-	if path, ok := binaries.byTags[tags]; ok {
+	if path, ok := binaries.paths[b]; ok {
 		return path
 	}
-	path := filepath.Join(binaries.folder, fmt.Sprintf("%d", len(binaries.byTags)), "keyward")
-	cmd := exec.Command("go", "build", "-tags", tags, "-o", path, "github.com/syncgram/keyward/cmd/keyward")
+	path := filepath.Join(binaries.folder, fmt.Sprintf("%d", len(binaries.paths)), "keyward")
+	cmd := exec.Command("go", "build", "-tags", b.tags, "-overlay", b.overlay, "-o", path, "github.com/syncgram/keyward/cmd/keyward")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		tb.Fatalf("go build: %v\n%s", err, out)
 	}
-	binaries.byTags[tags] = path
+	binaries.paths[b] = path
 	return path
 }
 
@@ -87,6 +95,8 @@ type Options struct {
 	DatabaseURL string
 	// Tags are the build tags, such as "failpoints".
 	Tags string
+	// Overlay is what the binary is built with, as defect.Overlay makes it; empty = the source as it stands.
+	Overlay string
 	// Stdin is what the process reads.
 	Stdin io.Reader
 	// NotReady returns from Start once the listeners are there, without waiting for readiness.
@@ -171,7 +181,7 @@ func Run(tb testing.TB, o Options) *Process {
 		o.Dir = tb.TempDir()
 	}
 	p := &Process{Dir: o.Dir, options: o, stdout: newOutput(), stderr: newOutput(), exited: make(chan struct{})}
-	p.cmd = exec.Command(Build(tb, o.Tags), o.Args...)
+	p.cmd = exec.Command(makeBinary(tb, build{o.Tags, o.Overlay}), o.Args...)
 	p.cmd.Dir = o.Dir
 	p.cmd.Env = append(cleanEnv(), o.Env...)
 	p.cmd.Stdin = o.Stdin

@@ -44,7 +44,7 @@ var mayImport = map[string][]string{
 }
 
 // testRooms are imported by tests alone.
-var testRooms = []string{"internal/apitest", "internal/pgtest", "internal/keywardtest", "internal/keys/keystest"}
+var testRooms = []string{"internal/apitest", "internal/defect", "internal/pgtest", "internal/keywardtest", "internal/keys/keystest"}
 
 // standardOnly are the leaves that clients import: they bring no library along.
 var standardOnly = []string{"", "api", "token"}
