@@ -1,5 +1,6 @@
 // Package faultproxy is a TCP proxy for tests, which stands between a program and its PostgreSQL and does to the connections
-// what networks do: delay, starve, hold back one way or both, reset, refuse, and lose the answer to a COMMIT.
+// what networks and poolers do: delay, starve, hold back one way or both, reset, refuse, lose the answer to a COMMIT, and lose
+// announcements. For the last two it reads what passes, so the connections must be without TLS.
 package faultproxy
 
 import (
@@ -21,6 +22,9 @@ type Fault struct {
 	Refuse bool
 	// BytesPerSecond bounds each direction of each connection; 0 = no bound.
 	BytesPerSecond int
+	// DropNotifications loses what the server announces to those that listen, for good, and nothing else. To a client it is a pooler
+	// in transaction mode: LISTEN succeeds, and nothing ever comes.
+	DropNotifications bool
 }
 
 // Proxy passes connections on to a server.
@@ -176,7 +180,8 @@ type link struct {
 	once sync.Once
 	over chan struct{} // closed by reset
 
-	frames frames // of what the client sends; the up direction's own
+	requests requests // what the client sends; the up direction's own
+	answers  answers  // what the server answers; the down direction's own
 
 	mu     sync.Mutex
 	commit chan<- struct{} // set once the COMMIT whose answer is to be lost is on its way; guarded by mu
@@ -193,28 +198,29 @@ func (l *link) reset() {
 	})
 }
 
-// seeUp is called with what a client sent, before it is passed on.
-func (l *link) seeUp(b []byte) (pass bool) {
-	if !l.frames.commitIn(b) {
-		return true
+// seeUp is called with what a client sent, and returns what of it is passed on.
+func (l *link) seeUp(b []byte) (pass []byte, ok bool) {
+	if !l.requests.commitIn(b) {
+		return b, true
 	}
 	if cut := l.proxy.takeCommit(); cut != nil {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.commit = cut
 	}
-	return true
+	return b, true
 }
 
-// seeDown is called with what the server answered. Clients wait for one answer before they send the next message, so
-// what comes after a COMMIT is the answer to it.
-func (l *link) seeDown([]byte) (pass bool) {
+// seeDown is called with what the server answered, and returns what of it is passed on. Clients wait for one answer before they
+// send the next message, so what comes after a COMMIT is the answer to it.
+func (l *link) seeDown(b []byte) (pass []byte, ok bool) {
 	if cut := l.commitSent(); cut != nil {
 		l.reset()
 		cut <- struct{}{}
-		return false
+		return nil, false
 	}
-	return true
+	fault, _ := l.proxy.now()
+	return l.answers.pass(b, fault.DropNotifications), true
 }
 
 // commitSent returns where to tell of the lost answer, once.
@@ -231,10 +237,10 @@ type direction struct {
 	link     *link
 	from, to *net.TCPConn
 	lost     func(Fault) bool
-	see      func([]byte) (pass bool)
+	see      func([]byte) (pass []byte, ok bool) // not ok: the link is over
 }
 
-// chunk is bytes with the moment they came; nil bytes are the end.
+// chunk is bytes with the moment they came.
 type chunk struct {
 	bytes []byte
 	came  time.Time
@@ -246,11 +252,12 @@ func (d *direction) read(queue chan<- chunk) {
 		b := make([]byte, 16<<10)
 		n, err := d.from.Read(b)
 		if n > 0 {
-			if !d.see(b[:n]) {
+			pass, ok := d.see(b[:n])
+			if !ok {
 				return
 			}
 			select {
-			case queue <- chunk{b[:n], time.Now()}:
+			case queue <- chunk{pass, time.Now()}:
 			case <-d.link.over:
 				return
 			}
@@ -281,8 +288,8 @@ func (d *direction) write(queue <-chan chunk) {
 	}
 }
 
-// slices is into how many parts a second is cut when the bandwidth is bounded.
-const slices = 20
+// portions is into how many parts a second is cut when the bandwidth is bounded.
+const portions = 20
 
 // mayPass waits until the network lets some of c pass and returns how many bytes, 0 when the link is over.
 func (d *direction) mayPass(c chunk) int {
@@ -291,7 +298,7 @@ func (d *direction) mayPass(c chunk) int {
 		fault, changed := d.link.proxy.now()
 		wait, n := time.Until(c.came.Add(fault.Latency)), len(c.bytes)
 		if fault.BytesPerSecond > 0 {
-			n = min(n, max(1, fault.BytesPerSecond/slices))
+			n = min(n, max(1, fault.BytesPerSecond/portions))
 			if paced.IsZero() {
 				paced = time.Now().Add(time.Duration(n) * time.Second / time.Duration(fault.BytesPerSecond))
 			}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -131,8 +132,11 @@ func TestCutAndRefuse(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.Set(Fault{Refuse: true})
-	if _, err := answered(t, dial(t, p), 1, patience); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Errorf("a new connection: %v, want its end", err)
+	if refused, err := net.Dial("tcp", p.Address()); err == nil { // else it was reset before Dial returned
+		if _, err := answered(t, refused, 1, patience); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("a new connection: %v, want its end", err)
+		}
+		refused.Close()
 	}
 	send(t, c, 1)
 	if _, err := answered(t, c, 1, patience); err != nil {
@@ -180,28 +184,17 @@ func TestTheEndIsHeldBack(t *testing.T) {
 	}
 }
 
-// F8: the commit happens, its answer is lost, and exactly as many as were asked for.
-func TestCutAtCommit(t *testing.T) {
+// postgres returns a proxy before a PostgreSQL, a connection past it, and how to connect through it.
+func postgres(t *testing.T) (p *Proxy, direct *pgx.Conn, through *pgx.ConnConfig) {
+	t.Helper()
 	url := pgtest.URL(t)
-	config, err := pgx.ParseConfig(url)
+	direct, err := pgx.Connect(t.Context(), url)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := New(t, net.JoinHostPort(config.Host, "0"))
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	direct, err := pgx.Connect(ctx, url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer direct.Close(ctx)
-	if _, err := direct.Exec(ctx, "CREATE TABLE seen (n int)"); err != nil {
-		t.Fatal(err)
-	}
-	p.SetTarget(direct.PgConn().Conn().RemoteAddr().String())
-
-	through, err := pgx.ParseConfig(url)
-	if err != nil {
+	t.Cleanup(func() { direct.Close(context.Background()) })
+	p = New(t, direct.PgConn().Conn().RemoteAddr().String())
+	if through, err = pgx.ParseConfig(url); err != nil {
 		t.Fatal(err)
 	}
 	address, err := net.ResolveTCPAddr("tcp", p.Address())
@@ -209,6 +202,17 @@ func TestCutAtCommit(t *testing.T) {
 		t.Fatal(err)
 	}
 	through.Host, through.Port = "127.0.0.1", uint16(address.Port)
+	return p, direct, through
+}
+
+// F8: the commit happens, its answer is lost, and exactly as many as were asked for.
+func TestCutAtCommit(t *testing.T) {
+	p, direct, through := postgres(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := direct.Exec(ctx, "CREATE TABLE seen (n int)"); err != nil {
+		t.Fatal(err)
+	}
 	insert := func(n int) error {
 		conn, err := pgx.ConnectConfig(ctx, through)
 		if err != nil {
@@ -247,12 +251,88 @@ func TestCutAtCommit(t *testing.T) {
 	}
 }
 
+// F1: while notifications are dropped LISTEN succeeds, queries are answered, and nobody hears of anything.
+func TestDropNotifications(t *testing.T) {
+	p, direct, through := postgres(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	listener, err := pgx.ConnectConfig(ctx, through)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close(ctx)
+	if _, err := listener.Exec(ctx, "LISTEN news"); err != nil {
+		t.Fatal(err)
+	}
+	// heard announces and returns what has come once a query of the listener's own is answered: announcements come before that.
+	heard := func(what string) (payloads []string) {
+		t.Helper()
+		if _, err := direct.Exec(ctx, "SELECT pg_notify('news', $1)", what); err != nil {
+			t.Fatal(err)
+		}
+		var one int
+		if err := listener.QueryRow(ctx, "SELECT 1").Scan(&one); err != nil || one != 1 {
+			t.Fatalf("the listener's query: %d, %v", one, err)
+		}
+		for {
+			ctx, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+			n, err := listener.WaitForNotification(ctx)
+			cancel()
+			if err != nil {
+				return payloads
+			}
+			payloads = append(payloads, n.Payload)
+		}
+	}
+	for _, test := range []struct {
+		drop bool
+		want []string
+	}{{false, []string{"before"}}, {true, nil}, {false, []string{"after"}}} {
+		p.Set(Fault{DropNotifications: test.drop})
+		what := "dropped"
+		if !test.drop {
+			what = test.want[0]
+		}
+		if got := heard(what); !slices.Equal(got, test.want) {
+			t.Errorf("dropping: %t, heard %q, want %q", test.drop, got, test.want)
+		}
+	}
+}
+
+// However the reads cut the stream, exactly the notifications are dropped, those that begin while they are to be.
+func TestAnswersWithoutNotifications(t *testing.T) {
+	news, row, empty := message('A', "\x00\x00\x00\x01news\x00A\x00"), message('D', "A\x00\x00\x00\x09AA"), message('n', "")
+	stream := news + row + news + news + empty + row + news + empty
+	for size := 1; size <= len(stream); size++ {
+		for _, drop := range []bool{false, true} {
+			want := map[bool]string{false: stream, true: row + empty + row + empty}[drop]
+			var a answers
+			var got []byte
+			for rest := stream; rest != ""; {
+				n := min(size, len(rest))
+				got = append(got, a.pass([]byte(rest[:n]), drop)...)
+				rest = rest[n:]
+			}
+			if string(got) != want {
+				t.Errorf("reads of %d bytes, dropping: %t: %q, want %q", size, drop, got, want)
+			}
+		}
+	}
+	var a answers
+	got := string(a.pass([]byte(news[:7]), false)) + string(a.pass([]byte(news[7:]+news[:3]), true)) + string(a.pass([]byte(news[3:]+row), false))
+	if want := news + row; got != want {
+		t.Errorf("a fault that begins and ends within messages: %q, want %q", got, want)
+	}
+}
+
+// message is one of PostgreSQL's, with a type.
+func message(kind byte, body string) string {
+	n := len(body) + 4
+	return string([]byte{kind, byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}) + body
+}
+
 // However the reads cut the stream, exactly the COMMITs are found.
 func TestFramesFindCommits(t *testing.T) {
-	message := func(kind byte, body string) string {
-		n := len(body) + 4
-		return string([]byte{kind, byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}) + body
-	}
 	startup := func(code string, body string) string {
 		n := len(body) + 8
 		return string([]byte{0, 0, byte(n >> 8), byte(n)}) + code + body
@@ -263,7 +343,7 @@ func TestFramesFindCommits(t *testing.T) {
 		message('Q', "commit\x00") + message('Q', "insert into t values ('commit')\x00") +
 		message('Q', "COMMIT;\x00") + message('X', "")
 	for size := 1; size <= 48; size++ { // less than lies between the two COMMITs
-		var f frames
+		var f requests
 		found := 0
 		for rest := stream; rest != ""; {
 			n := min(size, len(rest))

@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// frames follows the messages that a PostgreSQL client sends, wherever the reads happen to cut them (protocol 3.0, "Message
+// requests follows the messages that a PostgreSQL client sends, wherever the reads happen to cut them (protocol 3.0, "Message
 // Formats"): a type byte, then a length that counts itself but not the type. Those before and with the startup message have no type.
-type frames struct {
+type requests struct {
 	started bool   // the startup message has passed
 	head    []byte // of the message that has begun, until it is known what it is
 	kind    byte
@@ -25,7 +25,7 @@ const (
 const longestCommit = 64 // bytes of a Query that can be a COMMIT
 
 // commitIn takes the next bytes and reports whether a simple Query COMMIT ends in them.
-func (f *frames) commitIn(b []byte) (found bool) {
+func (f *requests) commitIn(b []byte) (found bool) {
 	for len(b) > 0 {
 		if f.left > 0 {
 			n := min(f.left, len(b))
@@ -53,7 +53,7 @@ func (f *frames) commitIn(b []byte) (found bool) {
 }
 
 // begin reads a complete head.
-func (f *frames) begin() {
+func (f *requests) begin() {
 	head := f.head
 	f.head = nil
 	if !f.started {
@@ -69,8 +69,45 @@ func (f *frames) begin() {
 }
 
 // ended reports whether the message that has just ended was a COMMIT.
-func (f *frames) ended() bool {
+func (f *requests) ended() bool {
 	text := string(bytes.TrimRight(f.query, "\x00; \n"))
 	f.query = nil
 	return strings.EqualFold(strings.TrimSpace(text), "commit")
+}
+
+const notificationResponse = 'A'
+
+// answers follows the messages that a PostgreSQL server sends, wherever the reads happen to cut them. They all have a type: a client
+// that asks for no encryption gets no answer without one.
+type answers struct {
+	head    []byte // of the message that has begun, until it is complete
+	left    int    // bytes of the message that are still to come
+	dropped bool   // the message that has begun
+}
+
+// pass takes the next bytes and returns those to pass on, without the notifications that begin in them when they are to be dropped.
+func (a *answers) pass(b []byte, drop bool) (pass []byte) {
+	for len(b) > 0 {
+		if a.left > 0 {
+			n := min(a.left, len(b))
+			if !a.dropped {
+				pass = append(pass, b[:n]...)
+			}
+			b, a.left = b[n:], a.left-n
+			continue
+		}
+		if len(a.head) == 0 {
+			a.dropped = drop && b[0] == notificationResponse
+		}
+		n := min(5-len(a.head), len(b))
+		if !a.dropped {
+			pass = append(pass, b[:n]...)
+		}
+		a.head, b = append(a.head, b[:n]...), b[n:]
+		if len(a.head) == 5 {
+			a.left = max(0, int(binary.BigEndian.Uint32(a.head[1:]))-4)
+			a.head = nil
+		}
+	}
+	return pass
 }
