@@ -134,6 +134,15 @@ func (m *Metrics) watch(v Verifier) {
 		})
 		counter("keyward_tampered_rows_total", "Rows that somebody else changed; each is refused.", func() float64 { return float64(v.Stats().Tampered) })
 		counter("keyward_fenced_total", "Times this node lost its place for not answering in time.", func() float64 { return float64(v.Stats().Fenced) })
+		gauge("keyward_announcements_heard", "1 while announcements of writes are known to arrive here; 0 = this node polls.", func() float64 {
+			if v.Stats().Announced {
+				return 1
+			}
+			return 0
+		})
+		gauge("keyward_clock_rate", "Rate of the database's clock against this machine's; the protocol holds from 0.8 to 1.25.", func() float64 { return v.Stats().ClockRate })
+		counter("keyward_nodes_fenced_total", "Nodes whose place this node's writes took away, for not acknowledging in time.", func() float64 { return float64(v.Stats().FencedOthers) })
+		counter("keyward_revoked_again_total", "Revocations that the database had lost and this node wrote again.", func() float64 { return float64(v.Stats().RevokedAgain) })
 		counter("keyward_regressions_total", "Times the database took back what it had said of a row.", func() float64 { return float64(v.Stats().Regressions) })
 		counter("keyward_verifications_from_primary_total", "Verifications decided by asking the database.", func() float64 { return float64(v.Stats().FromPrimary) })
 	})

@@ -14,48 +14,61 @@ import (
 )
 
 // Changes implements keys.Feed. A single write with more rows than limit is returned whole.
+//
+// It is no transaction: every node does this for every write, and each statement is a trip to the server. The mark is read first.
+// Rows are never deleted, so whatever had changed up to it is in what is read after, perhaps with a still later change; such a
+// row comes early, which is as good as its write's answer coming late.
 func (s *Store) Changes(ctx context.Context, after keys.Mark, limit int) (ch keys.Changes, err error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	limit = max(limit, 1)
-	err = s.view(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		st, err := s.currentState(ctx, tx)
-		if err != nil {
-			return err
-		}
-		if err := s.sameHistory(ctx, tx, after, st); err != nil {
-			return err
-		}
-		if ch.Mark, err = s.mark(ctx, tx, st); err != nil {
-			return err
-		}
-		// One more than asked for tells whether that was all.
-		if ch.Keys, err = s.someKeys(ctx, tx, keysAfter, after.Revision, int64(limit)+1); err != nil {
-			return err
-		}
-		if ch.Organizations, err = s.organizations(ctx, tx, organizationsAfter, after.Revision, int64(limit)+1); err != nil {
-			return err
-		}
-		if len(ch.Keys)+len(ch.Organizations) <= limit {
-			return nil
-		}
-		first, cut := lastWhole(ch, limit)
-		if cut < first {
-			ch.Mark = keys.Mark{Revision: first}
-			if ch.Keys, err = s.someKeys(ctx, tx, keysOfWrite, first); err != nil {
-				return err
-			}
-			ch.Organizations, err = s.organizations(ctx, tx, organizationsOfWrite, first)
-			return err
-		}
-		ch.Mark = keys.Mark{Revision: cut} // a stop on the way: the next read is compared again
-		ch.Keys = slices.DeleteFunc(ch.Keys, func(k keys.Key) bool { return k.Revision > cut })
-		ch.Organizations = slices.DeleteFunc(ch.Organizations, func(o keys.Organization) bool { return o.Revision > cut })
-		return nil
-	})
+	var m meta
+	var there, last []byte
+	var more, moreOrganizations bool
+	err = s.reader.QueryRowContext(ctx, news, after.Sequence, after.Revision).
+		Scan(append(m.columns(), &there, &last, &more, &moreOrganizations)...)
+	if err = noMeta(err); err != nil {
+		return keys.Changes{}, err
+	}
+	st, err := s.openState(m, m.revision)
 	if err != nil {
 		return keys.Changes{}, err
 	}
+	if after.Revision > st.revision || after.Sequence > st.sequence || there != nil && string(there) != string(after.Hash[:]) {
+		return keys.Changes{}, keys.ErrDiverged
+	}
+	if ch.Mark = st.mark(); string(last) != string(st.hash[:]) { // the end of the log was tampered with
+		if ch.Mark, err = s.mark(ctx, s.reader, st); err != nil {
+			return keys.Changes{}, err
+		}
+	}
+	// One more than asked for tells whether that was all.
+	if more {
+		if ch.Keys, err = s.someKeys(ctx, s.reader, keysAfter, after.Revision, int64(limit)+1); err != nil {
+			return keys.Changes{}, err
+		}
+	}
+	if moreOrganizations {
+		if ch.Organizations, err = s.organizations(ctx, s.reader, organizationsAfter, after.Revision, int64(limit)+1); err != nil {
+			return keys.Changes{}, err
+		}
+	}
+	if len(ch.Keys)+len(ch.Organizations) <= limit {
+		return ch, nil
+	}
+	first, cut := lastWhole(ch, limit)
+	if cut < first {
+		ch.Mark = keys.Mark{Revision: first}
+		if ch.Keys, err = s.someKeys(ctx, s.reader, keysOfWrite, first); err != nil {
+			return keys.Changes{}, err
+		}
+		ch.Organizations, err = s.organizations(ctx, s.reader, organizationsOfWrite, first)
+		return ch, err
+	}
+	cut = min(cut, st.revision)
+	ch.Mark = keys.Mark{Revision: cut} // a stop on the way: the next read is compared again
+	ch.Keys = slices.DeleteFunc(ch.Keys, func(k keys.Key) bool { return k.Revision > cut })
+	ch.Organizations = slices.DeleteFunc(ch.Organizations, func(o keys.Organization) bool { return o.Revision > cut })
 	return ch, nil
 }
 
@@ -68,18 +81,6 @@ func (s *Store) mark(ctx context.Context, q queries, st state) (keys.Mark, error
 		m.Sequence, m.Hash = 0, [32]byte{}
 	}
 	return m, err
-}
-
-// sameHistory returns ErrDiverged unless after is a point in the history that st stands for.
-func (s *Store) sameHistory(ctx context.Context, q queries, after keys.Mark, st state) error {
-	if after.Revision > st.revision || after.Sequence > st.sequence {
-		return keys.ErrDiverged
-	}
-	if after.Sequence == 0 {
-		return nil
-	}
-	_, err := s.hasEntry(ctx, q, after)
-	return err
 }
 
 // hasEntry reports whether the log has the mark's last entry, and returns ErrDiverged when it has another in its place.

@@ -71,11 +71,18 @@ type meta struct {
 }
 
 func scanMeta(row *sql.Row) (m meta, err error) {
-	err = row.Scan(&m.revision, &m.databaseID, &m.keyID, &m.box)
+	err = noMeta(row.Scan(m.columns()...))
+	return m, err
+}
+
+func (m *meta) columns() []any { return []any{&m.revision, &m.databaseID, &m.keyID, &m.box} }
+
+// noMeta says what it means that the meta row was not found.
+func noMeta(err error) error {
 	if errors.Is(err, sql.ErrNoRows) {
 		err = fmt.Errorf("%w: the meta row is gone", keys.ErrTampered)
 	}
-	return m, err
+	return err
 }
 
 // stateContext is what a box is bound to besides its content.

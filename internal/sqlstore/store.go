@@ -238,28 +238,68 @@ type transaction struct {
 	conn *sql.Conn
 }
 
-// execMany runs a statement once for each list of arguments; on PostgreSQL in one round trip.
-func (tx *transaction) execMany(ctx context.Context, statement string, arguments [][]any) error {
-	pipelined := false
-	err := tx.conn.Raw(func(c any) error {
+// call is a statement with its arguments and, when it returns one row, where that goes.
+type call struct {
+	statement string
+	arguments []any
+	into      []any
+}
+
+// together runs statements one after the other; on PostgreSQL in one trip to the server.
+func (tx *transaction) together(ctx context.Context, calls ...call) error {
+	if pipelined, err := tx.pipeline(ctx, calls); pipelined || err != nil {
+		return err
+	}
+	for _, c := range calls {
+		var err error
+		if c.into != nil {
+			err = tx.QueryRowContext(ctx, c.statement, c.arguments...).Scan(c.into...)
+		} else {
+			_, err = tx.ExecContext(ctx, c.statement, c.arguments...)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pipeline runs calls in one trip, if the driver can.
+func (tx *transaction) pipeline(ctx context.Context, calls []call) (done bool, err error) {
+	err = tx.conn.Raw(func(c any) error {
 		p, ok := c.(*stdlib.Conn)
 		if !ok {
 			return nil
 		}
-		pipelined = true
+		done = true
 		var batch pgx.Batch
-		for _, a := range arguments {
-			batch.Queue(statement, a...)
+		for _, c := range calls {
+			batch.Queue(c.statement, c.arguments...)
 		}
 		results := p.Conn().SendBatch(ctx, &batch)
-		for range arguments {
-			if _, err := results.Exec(); err != nil {
+		for _, c := range calls {
+			var err error
+			if c.into != nil {
+				err = results.QueryRow().Scan(c.into...)
+			} else {
+				_, err = results.Exec()
+			}
+			if err != nil {
 				return errors.Join(err, results.Close())
 			}
 		}
 		return results.Close()
 	})
-	if err != nil || pipelined {
+	return done, err
+}
+
+// execMany runs a statement once for each list of arguments; on PostgreSQL in one trip to the server.
+func (tx *transaction) execMany(ctx context.Context, statement string, arguments [][]any) error {
+	calls := make([]call, len(arguments))
+	for i, a := range arguments {
+		calls[i] = call{statement: statement, arguments: a}
+	}
+	if pipelined, err := tx.pipeline(ctx, calls); pipelined || err != nil {
 		return err
 	}
 	prepared, err := tx.PrepareContext(ctx, statement)

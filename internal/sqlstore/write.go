@@ -50,13 +50,14 @@ func (s *Store) Record(ctx context.Context, e keys.AuditEntry) error {
 // writeTx is one write transaction. It implements keys.Tx.
 type writeTx struct {
 	s     *Store
-	q     queries
+	q     *transaction
 	now   time.Time
 	meta  meta
 	state state // as finish will seal it
 
 	timeline int64 // of the server this transaction is on
 
+	pending []call          // statements whose answers nobody waits for; a read of their rows, and the end, sends them first
 	written map[target]bool // rows written so far
 	audited map[target]bool // rows that have an entry of this write
 	failed  error           // what keeps this transaction from committing, whatever fn makes of it
@@ -75,9 +76,14 @@ func kindOf(a keys.Action) string {
 
 // lock takes the meta row's lock by statement, bumpMeta or lockMeta, and checks that what the
 // transaction is about to build on is what the last one left.
-func (s *Store) lock(ctx context.Context, q queries, statement string) (*writeTx, error) {
-	m, err := scanMeta(q.QueryRowContext(ctx, statement))
-	if err != nil {
+func (s *Store) lock(ctx context.Context, q *transaction, statement string) (*writeTx, error) {
+	var m meta
+	var now, timeline, sequence int64
+	var hash []byte
+	err := q.together(ctx,
+		call{statement: statement, into: m.columns()},
+		call{statement: readHead, into: []any{&now, &timeline, &sequence, &hash}})
+	if err = noMeta(err); err != nil {
 		return nil, err
 	}
 	before := m.revision
@@ -86,12 +92,6 @@ func (s *Store) lock(ctx context.Context, q queries, statement string) (*writeTx
 	}
 	st, err := s.openState(m, before)
 	if err != nil {
-		return nil, err
-	}
-
-	var now, timeline, sequence int64
-	var hash []byte
-	if err := q.QueryRowContext(ctx, readHead).Scan(&now, &timeline, &sequence, &hash); err != nil {
 		return nil, err
 	}
 	if err := s.checkHead(st, sequence, hash); err != nil {
@@ -119,9 +119,27 @@ func (t *writeTx) finish(ctx context.Context) error {
 		}
 	}
 	keyID, box := t.s.ring.SealState(t.state.encode(), stateContext(t.meta.databaseID, t.state.revision))
-	_, err := t.q.ExecContext(ctx, writeState, keyID, box)
-	return err
+	t.later(writeState, keyID, box)
+	return t.send(ctx)
 }
+
+// later has a statement sent with the next one that is waited for.
+func (t *writeTx) later(statement string, arguments ...any) {
+	t.pending = append(t.pending, call{statement: statement, arguments: arguments})
+}
+
+// send sends what is pending.
+func (t *writeTx) send(ctx context.Context) error {
+	if len(t.pending) == 0 {
+		return nil
+	}
+	calls := t.pending
+	t.pending = nil
+	return t.fail(t.q.together(ctx, calls...))
+}
+
+// asked returns the transaction for a read of what may be pending.
+func (t *writeTx) asked(ctx context.Context) (queries, error) { return t.q, t.send(ctx) }
 
 // fail keeps the transaction from committing: PostgreSQL has given it up, and SQLite must
 // not go on where PostgreSQL does not.
@@ -161,8 +179,12 @@ func (t *writeTx) key(r *keyRow, logged int64) keys.Key {
 }
 
 func (t *writeTx) Key(ctx context.Context, id string) (keys.Key, error) {
+	q, err := t.asked(ctx)
+	if err != nil {
+		return keys.Key{}, err
+	}
 	var logged int64
-	r, err := scanKey(t.q.QueryRowContext(ctx, keyByID, t.earlier(), id), &logged)
+	r, err := scanKey(q.QueryRowContext(ctx, keyByID, t.earlier(), id), &logged)
 	if errors.Is(err, sql.ErrNoRows) {
 		err = t.s.noSuchKey(ctx, t.q, t.earlier(), id)
 		if !errors.Is(err, keys.ErrNotFound) {
@@ -184,8 +206,12 @@ func (t *writeTx) KeysIn(ctx context.Context, organizationID string, states ...k
 	for i, st := range states {
 		in[i] = string(st)
 	}
+	q, err := t.asked(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var found []keys.Key
-	rows, err := t.q.QueryContext(ctx, keysInStates, t.earlier(), organizationID, in[0], in[1], in[2], in[3])
+	rows, err := q.QueryContext(ctx, keysInStates, t.earlier(), organizationID, in[0], in[1], in[2], in[3])
 	err = each(rows, err, func(rows *sql.Rows) error {
 		var logged int64
 		r, err := scanKey(rows, &logged)
@@ -250,46 +276,58 @@ func (t *writeTx) Organization(ctx context.Context, id string) (keys.Organizatio
 }
 
 func (t *writeTx) HasChildren(ctx context.Context, organizationID string) (bool, error) {
+	q, err := t.asked(ctx)
+	if err != nil {
+		return false, err
+	}
 	var n int64
-	err := t.q.QueryRowContext(ctx, countChildren, organizationID).Scan(&n)
+	err = q.QueryRowContext(ctx, countChildren, organizationID).Scan(&n)
 	return n > 0, t.fail(err)
 }
 
 func (t *writeTx) LastTake(ctx context.Context, rate keys.Action, user string) (time.Time, error) {
+	q, err := t.asked(ctx)
+	if err != nil {
+		return time.Time{}, err
+	}
 	var micros int64
-	err := t.q.QueryRowContext(ctx, lastTake, string(rate), user).Scan(&micros)
+	err = q.QueryRowContext(ctx, lastTake, string(rate), user).Scan(&micros)
 	if errors.Is(err, sql.ErrNoRows) {
 		return time.Time{}, nil
 	}
 	return keys.FromMicros(micros), t.fail(err)
 }
 
-func (t *writeTx) Take(ctx context.Context, rate keys.Action, user string, at time.Time) error {
-	_, err := t.q.ExecContext(ctx, putTake, string(rate), user, keys.Micros(at))
-	return t.fail(err)
+func (t *writeTx) Take(_ context.Context, rate keys.Action, user string, at time.Time) error {
+	t.later(putTake, string(rate), user, keys.Micros(at))
+	return nil
 }
 
 func (t *writeTx) Replay(ctx context.Context, handles []keys.Handle) (keys.Replay, error) {
-	r, err := firstReplay(ctx, t.q, handles)
+	q, err := t.asked(ctx)
+	if err != nil {
+		return keys.Replay{}, err
+	}
+	r, err := firstReplay(ctx, q, handles)
 	if errors.Is(err, keys.ErrNotFound) {
 		return r, err
 	}
 	return r, t.fail(err)
 }
 
-func (t *writeTx) KeepReplay(ctx context.Context, r keys.Replay) error {
-	_, err := t.q.ExecContext(ctx, putReplay, r.Handle[:], r.Fingerprint[:], r.KeyID, r.MasterKeyID,
+func (t *writeTx) KeepReplay(_ context.Context, r keys.Replay) error {
+	t.later(putReplay, r.Handle[:], r.Fingerprint[:], r.KeyID, r.MasterKeyID,
 		notNull(r.Salt), notNull(r.Sealed), keys.Micros(r.CreatedAt))
-	return t.fail(err)
+	return nil
 }
 
-func (t *writeTx) EraseReplays(ctx context.Context, keyID string) error {
-	_, err := t.q.ExecContext(ctx, eraseReplays, []byte{}, keyID)
-	return t.fail(err)
+func (t *writeTx) EraseReplays(_ context.Context, keyID string) error {
+	t.later(eraseReplays, []byte{}, keyID)
+	return nil
 }
 
 // Audit implements keys.Tx. An entry without a time gets the transaction's.
-func (t *writeTx) Audit(ctx context.Context, e keys.AuditEntry) error {
+func (t *writeTx) Audit(_ context.Context, e keys.AuditEntry) error {
 	if e.Revision != 0 && e.Revision != t.state.revision {
 		return t.fail(errors.New("sqlstore: an audit entry must have the revision of its write, or 0"))
 	}
@@ -299,11 +337,8 @@ func (t *writeTx) Audit(ctx context.Context, e keys.AuditEntry) error {
 	e.Sequence = t.state.sequence + 1
 	e.Hash = chain(t.state.hash, &e)
 	sl := t.s.ring.SealAudit(e.Sequence, e.Hash)
-	_, err := t.q.ExecContext(ctx, insertEntry, e.Sequence, keys.Micros(e.At), e.Actor, string(e.Action), e.OrganizationID,
+	t.later(insertEntry, e.Sequence, keys.Micros(e.At), e.Actor, string(e.Action), e.OrganizationID,
 		e.TargetID, e.Outcome, e.Detail, e.RemoteAddress, e.RequestID, e.Revision, e.Hash[:], sl.KeyID, sl.MAC)
-	if err != nil {
-		return t.fail(err)
-	}
 	t.state.sequence, t.state.hash = e.Sequence, e.Hash
 	if e.Revision != 0 {
 		t.audited[target{kindOf(e.Action), e.TargetID}] = true

@@ -32,8 +32,9 @@ const (
 	waitSlack  = 50 * time.Millisecond
 
 	changesPerRead = 10_000
-	callTimeout    = 5 * time.Second // of one statement; the lease bounds what matters
-	mostQuiet      = time.Second     // between renewals while announcements arrive
+	callTimeout    = 5 * time.Second      // of one statement; the lease bounds what matters
+	mostQuiet      = time.Second          // between renewals while announcements arrive
+	usualAnswer    = 8 * time.Millisecond // within which healthy nodes acknowledge; for so long a writer looks every millisecond
 	usesPerWrite   = 500
 	eraseEvery     = time.Minute
 	keptFor        = 24 * time.Hour
@@ -280,6 +281,7 @@ func (v *Verifier) load(ctx context.Context) error {
 		}
 	}
 	v.view.Store(&view{index: ix, applied: mark})
+	v.told.Store(mark.Revision)
 	v.cfg.Logger.Info("keys loaded", "keys", ix.keyCount.Load(), "organizations", ix.organizationCount.Load(), "revision", mark.Revision, "took", time.Since(began).Round(time.Millisecond).String())
 	return nil
 }
@@ -360,10 +362,8 @@ func (v *Verifier) Await(ctx context.Context, c keys.Commit) (err error) {
 		}
 	}()
 	v.lineage.note(c.Timeline, false, began)
-	select {
-	case v.wake <- struct{}{}:
-	default:
-	}
+	v.told.Store(max(v.told.Load(), c.Revision)) // its own announcement is no news
+	v.wakeUp()
 	if err := v.cfg.Feed.Announce(ctx, c.Revision); err != nil {
 		v.cfg.Logger.Debug("a write could not be announced; the nodes find it by polling", "error", err)
 	}
@@ -404,7 +404,9 @@ func (v *Verifier) Await(ctx context.Context, c keys.Commit) (err error) {
 		select {
 		case <-acked:
 		case <-next:
-			pause = min(2*pause, 20*time.Millisecond)
+			if now-began > usualAnswer {
+				pause = min(2*pause, 20*time.Millisecond)
+			}
 		case <-ctx.Done():
 			stop()
 			return ctx.Err()

@@ -45,11 +45,9 @@ func (v *Verifier) listen(ctx context.Context) {
 		proving.Go(func() { v.prove(hearing); stop() })
 		err := v.cfg.Feed.Listen(hearing, func(revision int64) {
 			v.ear.heard(v.clock.now().mono)
-			if held := v.view.Load(); held == nil || revision > held.applied.Revision {
-				select {
-				case v.wake <- struct{}{}:
-				default:
-				}
+			if revision > v.told.Load() {
+				v.told.Store(revision)
+				v.wakeUp()
 			}
 		})
 		stop()
@@ -59,6 +57,14 @@ func (v *Verifier) listen(ctx context.Context) {
 			v.cfg.Logger.Warn("announcements of writes are not heard; polling until they are", "error", err, "every", v.cfg.Poll.String())
 		}
 		v.sleep(ctx, time.Second)
+	}
+}
+
+// wakeUp has the follow loop look for changes at once.
+func (v *Verifier) wakeUp() {
+	select {
+	case v.wake <- struct{}{}:
+	default:
 	}
 }
 

@@ -103,6 +103,7 @@ type Verifier struct {
 
 	slow  chan struct{} // places for verifications that ask the primary
 	wake  chan struct{} // there is something to read
+	told  atomic.Int64  // the newest revision the loop was woken for; to spare it waking, so that a lost update does no harm
 	acked *broadcast    // this node acknowledged something
 
 	clock    clock
