@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Environment is the variable that names a server to use, as postgres://…; its account must be
@@ -89,15 +90,29 @@ func createDatabase(tb testing.TB, admin string) string {
 
 func execute(tb testing.TB, target, statement string) {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
-	defer cancel()
-	conn, err := pgx.Connect(ctx, target)
+	err := connected(target, func(ctx context.Context, conn *pgx.Conn) error {
+		_, err := conn.Exec(ctx, statement)
+		return err
+	})
 	if err != nil {
 		tb.Fatalf("pgtest: %v", err)
 	}
-	defer conn.Close(ctx)
-	if _, err := conn.Exec(ctx, statement); err != nil {
-		tb.Fatalf("pgtest: %v", err)
+}
+
+// connected calls do with a new connection; again when a standby ended it because it was in the way of what is replayed there.
+func connected(target string, do func(context.Context, *pgx.Conn) error) error {
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	for {
+		conn, err := pgx.Connect(ctx, target)
+		if err == nil {
+			err = do(ctx, conn)
+			_ = conn.Close(ctx)
+		}
+		var conflict *pgconn.PgError
+		if err == nil || ctx.Err() != nil || !errors.As(err, &conflict) || conflict.Code != "40001" {
+			return err
+		}
 	}
 }
 

@@ -19,7 +19,8 @@ import (
 // the moment NewStandby returns.
 func (s *Server) NewStandby(tb testing.TB, synchronous bool, settings ...string) *Server {
 	tb.Helper()
-	standby, err := newFolder(slices.Concat(s.settings, settings))
+	// What a test asks of the standby never holds up what it replays.
+	standby, err := newFolder(slices.Concat(s.settings, []string{"max_standby_streaming_delay=0", "max_standby_archive_delay=0"}, settings))
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -142,14 +143,10 @@ func (s *Server) Restore(tb testing.TB, backup string) {
 // ask scans the one value a query answers on the server's first database.
 func (s *Server) ask(tb testing.TB, value any, query string, arguments ...any) {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
-	defer cancel()
-	conn, err := pgx.Connect(ctx, s.URL())
+	err := connected(s.URL(), func(ctx context.Context, conn *pgx.Conn) error {
+		return conn.QueryRow(ctx, query, arguments...).Scan(value)
+	})
 	if err != nil {
-		tb.Fatalf("pgtest: %v", err)
-	}
-	defer conn.Close(ctx)
-	if err := conn.QueryRow(ctx, query, arguments...).Scan(value); err != nil {
 		tb.Fatalf("pgtest: %v", err)
 	}
 }

@@ -22,6 +22,37 @@ type Finding struct {
 // Durability says so.
 const mostClockDifference = 2 * time.Second
 
+// Mode says what an answered write survives, and with it an answered revocation.
+type Mode string
+
+// The modes.
+const (
+	Local        Mode = "local"        // SQLite: the loss of power, not of the disk
+	Single       Mode = "single"       // PostgreSQL without a standby: as Local
+	Asynchronous Mode = "asynchronous" // a standby that takes over may lack the last writes
+	Synchronous  Mode = "synchronous"  // the loss of the primary too
+)
+
+// Mode returns which is configured now.
+func (s *Store) Mode(ctx context.Context) (Mode, error) {
+	if s.name == SQLite {
+		return Local, nil
+	}
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	var waits, standby bool
+	if err := s.reader.QueryRowContext(ctx, replication).Scan(&waits, &standby); err != nil {
+		return "", fmt.Errorf("sqlstore: %w", err)
+	}
+	switch {
+	case waits:
+		return Synchronous, nil
+	case standby:
+		return Asynchronous, nil
+	}
+	return Single, nil
+}
+
 // Durability reads the settings that decide whether an answered write survives (P7), for a person
 // to look at.
 func (s *Store) Durability(ctx context.Context) ([]Finding, error) {

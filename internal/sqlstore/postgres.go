@@ -60,6 +60,9 @@ func openPostgres(ctx context.Context, o Options) (_ *engine, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if err := e.writer.PingContext(ctx); err != nil {
+		if errors.Is(err, errStandby) && severalHosts(config) {
+			err = fmt.Errorf("%w: %w", ErrNoPrimary, err)
+		}
 		return nil, errors.Join(fmt.Errorf("sqlstore: %w", err), e.close())
 	}
 	return e, nil
@@ -95,6 +98,21 @@ func postgresConfig(rawURL string, allowPlaintext bool) (*pgx.ConnConfig, error)
 		}
 	}
 	return config, nil
+}
+
+// ErrNoPrimary means that several hosts were named and, just now, none that answers is a primary: one may be about to be promoted.
+var ErrNoPrimary = errors.New("none of the database's hosts is a primary")
+
+// errStandby is a server that takes no writes. Of a single host it is a mistake in the settings.
+var errStandby = errors.New("this server is a hot standby; point the database URL at the primary, or list every host in it")
+
+func severalHosts(config *pgx.ConnConfig) bool {
+	for _, f := range config.Fallbacks { // the same host is there with TLS and without
+		if f.Host != config.Host || f.Port != config.Port {
+			return true
+		}
+	}
+	return false
 }
 
 // plaintextHost returns a host of the configuration that could be spoken to without TLS
@@ -136,7 +154,7 @@ func validatePostgres(ctx context.Context, c *pgconn.PgConn) error {
 	case err != nil || version < oldestPostgres:
 		return fmt.Errorf("PostgreSQL 15 or newer is needed; this server is %d", version/10000)
 	case string(row[1]) != "0":
-		return errors.New("this server is a hot standby; point the database URL at the primary, or list every host in it")
+		return errStandby
 	case string(row[2]) != "off":
 		return errors.New("this server takes no writes (default_transaction_read_only)")
 	}

@@ -159,6 +159,9 @@ const (
 	everyNode     = `SELECT n.node_id, n.address, n.version, n.protocol, n.lease, n.applied, c.now - n.renewed_at, n.seal_key_id, n.seal
 		FROM serving_nodes n CROSS JOIN clock c ORDER BY n.address, n.node_id`
 
+	replication = `SELECT current_setting('synchronous_standby_names') <> '' AND current_setting('synchronous_commit') NOT IN ('off', 'local'),
+		EXISTS (SELECT 1 FROM pg_stat_replication)`
+
 	announce = `SELECT pg_notify('keyward', $1)`
 	listen   = `LISTEN keyward`
 	// Of its own effect nothing is kept; what counts is the commit, which a primary that was cut off gets no acknowledgement for.

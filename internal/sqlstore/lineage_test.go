@@ -1,0 +1,104 @@
+package sqlstore_test
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/pressly/goose/v3"
+
+	"github.com/syncgram/keyward/internal/keys"
+	"github.com/syncgram/keyward/internal/keys/keystest"
+	"github.com/syncgram/keyward/internal/pgtest"
+	"github.com/syncgram/keyward/internal/sqlstore"
+)
+
+// C23: a node of the version before this one, which knows no gate, gets no lease after the migration; and while one that it had may
+// still be good, nothing is answered early.
+func TestC23MigrationUnderANodeOfTheVersionBefore(t *testing.T) {
+	for _, serving := range []bool{false, true} {
+		url := pgtest.URL(t)
+		raw := rawConnection(t, url)
+		provider, err := goose.NewProvider(goose.DialectPostgres, raw, must(fs.Sub(os.DirFS("migrations"), "postgres")), goose.WithDisableGlobalRegistry(true))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := provider.UpTo(t.Context(), 1); err != nil {
+			t.Fatal(err)
+		}
+		if serving {
+			if _, err := raw.ExecContext(t.Context(), `INSERT INTO nodes (node_id, address, version, lease, applied, renewed_at) VALUES ('old', '', '', 10000000, 0, 0)`); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s, err := sqlstore.Open(t.Context(), sqlstore.Options{URL: url, Ring: newRing(t, newLine(t, "m1"))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		if st, err := s.Standing(t.Context(), "n", keys.Commit{}); err != nil || st.Settled == serving {
+			t.Errorf("a node of the version before was serving: %t; Standing %+v, %v", serving, st, err)
+		}
+		if _, err := raw.ExecContext(t.Context(), `UPDATE nodes SET applied = 0 WHERE node_id = 'old'`); err == nil {
+			t.Error("the version before can renew its lease")
+		}
+	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// C23, P6: what the primary shows decides only once that server has committed something after: an old primary that a standby has taken over
+// from shows what it had, and gets no commit acknowledged.
+func TestC23LookUpIsConfirmed(t *testing.T) {
+	primary := pgtest.NewServer(t)
+	standby := primary.NewStandby(t, true)
+	s, err := sqlstore.Open(t.Context(), sqlstore.Options{URL: primary.URL(), Ring: newRing(t, newLine(t, "m1"))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	k := keystest.NewKey("org_a", keys.StateActive)
+	keystest.MustInsert(t, s, k)
+	if found, err := s.LookUp(t.Context(), k.Digest, ""); err != nil || found.Key.ID != k.ID {
+		t.Fatalf("%+v, %v", found, err)
+	}
+	standby.Withhold(t)
+	standby.Promote(t)
+	for name, digest := range map[string][32]byte{"a key it has": k.Digest, "a key it has not": {}} {
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		if _, err := s.LookUp(ctx, digest, ""); err == nil || errors.Is(err, keys.ErrNotFound) {
+			t.Errorf("%s: the old primary was believed: %v", name, err)
+		}
+		cancel()
+	}
+}
+
+// P7: which durability is configured.
+func TestP7Mode(t *testing.T) {
+	primary := pgtest.NewServer(t)
+	s, err := sqlstore.Open(t.Context(), sqlstore.Options{URL: primary.URL(), Ring: newRing(t, newLine(t, "m1"))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	mode := func(want sqlstore.Mode) {
+		t.Helper()
+		if got, err := s.Mode(t.Context()); err != nil || got != want {
+			t.Errorf("%q, %v; want %q", got, err, want)
+		}
+	}
+	mode(sqlstore.Single)
+	standby := primary.NewStandby(t, false)
+	mode(sqlstore.Asynchronous)
+	standby.Stop(t)
+	standby.Follow(t, primary, true)
+	mode(sqlstore.Synchronous)
+}
