@@ -219,7 +219,7 @@ func (v *Verifier) settle(ctx context.Context, timeline int64) {
 		return
 	}
 	v.lineage.note(timeline, true, v.clock.now().mono)
-	v.cfg.Logger.Info("a standby has taken over as the primary, and every lease from before is over", "timeline", timeline)
+	v.cfg.Logger.Info("every lease from before this timeline is over; writes no longer wait for them", "timeline", timeline)
 }
 
 // Of the database's clock against this machine's.
