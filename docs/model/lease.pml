@@ -436,6 +436,22 @@ proctype Settler() {
 }
 #endif
 
+#ifdef LAZY_RENEWALS
+/* Renewals do not wait for the disk. The database crashes once and starts anew, and what the rows acknowledged goes back to anything
+ * earlier; whatever else was answered is there. */
+proctype Crash() {
+  byte i;
+  atomic {
+    do
+    :: i < N && acked[i] > 0 -> acked[i]--
+    :: i < N -> late[i] = 0; i++
+    :: i >= N -> break
+    od;
+    i = 0
+  }
+}
+#endif
+
 #ifdef REPLAY
 /* Somebody asks again with the idempotency key of write 1, whose writer may still wait or be dead. The kept answer
  * is found, and waits on the barrier by its own clock before it is handed out. Both use wait[R-1]: there is
@@ -643,6 +659,9 @@ init {
     do :: i < R -> run Writer(i); i++ :: else -> break od;
 #endif
     run Verification();
+#ifdef LAZY_RENEWALS
+    run Crash();
+#endif
 #ifdef FAILOVER
     run Promote();
     run Settler();

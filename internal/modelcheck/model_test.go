@@ -78,6 +78,7 @@ var checks = []check{
 	{"catching up grants a lease", "-DN=1 -DR=2 -DCATCH_UP_GRANTS", violated},
 	{"a late renewal lowers the row", "-DN=1 -DR=2 -DACK_GOES_BACK", violated},
 	{"a late leave meets the same row id", "-DN=1 -DR=2 -DSAME_ID -DLATE_LEAVE", violated},
+	{"renewals do not wait for the disk", "-DN=1 -DR=2 -DLAZY_RENEWALS -DONE_STEP", violated},
 
 	{"failover, a writer lists the nodes of the old primary", "-DN=1 -DR=2 -DFAILOVER -DBEHIND_READS_OLD -DONE_STEP", violated},
 	{"failover, histories are told apart by number alone", "-DN=1 -DR=2 -DFAILOVER -DCANCELLED_COMMIT -DBY_NUMBER -DONE_STEP", violated},
