@@ -24,9 +24,16 @@ func (s *Store) Changes(ctx context.Context, after keys.Mark, limit int) (ch key
 	limit = max(limit, 1)
 	var m meta
 	var there, last []byte
-	var more, moreOrganizations bool
-	err = s.reader.QueryRowContext(ctx, news, after.Sequence, after.Revision).
-		Scan(append(m.columns(), &there, &last, &more, &moreOrganizations)...)
+	conn, err := s.reader.Conn(ctx)
+	if err != nil {
+		return keys.Changes{}, fmt.Errorf("sqlstore: %w", err)
+	}
+	defer conn.Close()
+	// One more than asked for tells whether that was all.
+	err = together(ctx, conn, conn,
+		call{statement: news, arguments: []any{after.Sequence}, into: append(m.columns(), &there, &last)},
+		call{statement: keysAfter, arguments: []any{anyRevision, after.Revision, int64(limit) + 1}, each: s.keyInto(&ch.Keys)},
+		call{statement: organizationsAfter, arguments: []any{anyRevision, after.Revision, int64(limit) + 1}, each: s.organizationInto(&ch.Organizations)})
 	if err = noMeta(err); err != nil {
 		return keys.Changes{}, err
 	}
@@ -39,17 +46,6 @@ func (s *Store) Changes(ctx context.Context, after keys.Mark, limit int) (ch key
 	}
 	if ch.Mark = st.mark(); string(last) != string(st.hash[:]) { // the end of the log was tampered with
 		if ch.Mark, err = s.mark(ctx, s.reader, st); err != nil {
-			return keys.Changes{}, err
-		}
-	}
-	// One more than asked for tells whether that was all.
-	if more {
-		if ch.Keys, err = s.someKeys(ctx, s.reader, keysAfter, after.Revision, int64(limit)+1); err != nil {
-			return keys.Changes{}, err
-		}
-	}
-	if moreOrganizations {
-		if ch.Organizations, err = s.organizations(ctx, s.reader, organizationsAfter, after.Revision, int64(limit)+1); err != nil {
 			return keys.Changes{}, err
 		}
 	}

@@ -127,33 +127,41 @@ func (s *Store) Organizations(ctx context.Context, after string, limit int) ([]k
 }
 
 // organizations runs a statement that selects organizations.
-func (s *Store) organizations(ctx context.Context, q queries, statement string, arguments ...any) ([]keys.Organization, error) {
-	var found []keys.Organization
+func (s *Store) organizations(ctx context.Context, q queries, statement string, arguments ...any) (found []keys.Organization, err error) {
 	rows, err := q.QueryContext(ctx, statement, append([]any{anyRevision}, arguments...)...)
-	err = each(rows, err, func(rows *sql.Rows) error {
-		var logged int64
-		r, err := scanOrganization(rows, &logged)
-		if err == nil {
-			found = append(found, s.organizationFromRow(&r, r.Revision == logged))
-		}
-		return err
-	})
+	err = each(rows, err, func(row *sql.Rows) error { return s.organizationInto(&found)(row) })
 	return found, err
 }
 
-// someKeys runs a statement that selects keys.
-func (s *Store) someKeys(ctx context.Context, q queries, statement string, arguments ...any) ([]keys.Key, error) {
-	var found []keys.Key
-	rows, err := q.QueryContext(ctx, statement, append([]any{anyRevision}, arguments...)...)
-	err = each(rows, err, func(rows *sql.Rows) error {
+// organizationInto adds a row's organization to found.
+func (s *Store) organizationInto(found *[]keys.Organization) func(scanner) error {
+	return func(row scanner) error {
 		var logged int64
-		r, err := scanKey(rows, &logged)
+		r, err := scanOrganization(row, &logged)
 		if err == nil {
-			found = append(found, s.keyFromRow(&r, r.Revision == logged))
+			*found = append(*found, s.organizationFromRow(&r, r.Revision == logged))
 		}
 		return err
-	})
+	}
+}
+
+// someKeys runs a statement that selects keys.
+func (s *Store) someKeys(ctx context.Context, q queries, statement string, arguments ...any) (found []keys.Key, err error) {
+	rows, err := q.QueryContext(ctx, statement, append([]any{anyRevision}, arguments...)...)
+	err = each(rows, err, func(row *sql.Rows) error { return s.keyInto(&found)(row) })
 	return found, err
+}
+
+// keyInto adds a row's key to found.
+func (s *Store) keyInto(found *[]keys.Key) func(scanner) error {
+	return func(row scanner) error {
+		var logged int64
+		r, err := scanKey(row, &logged)
+		if err == nil {
+			*found = append(*found, s.keyFromRow(&r, r.Revision == logged))
+		}
+		return err
+	}
 }
 
 // Replay implements keys.Store.

@@ -120,10 +120,9 @@ const (
 	eraseReplays   = `UPDATE replays SET salt = $1, sealed = $1 WHERE key_id = $2`
 	deleteReplays  = `DELETE FROM replays WHERE created_at < $1`
 	countKeptUnder = `SELECT master_key_id, count(*) FROM replays WHERE length(sealed) > 0 AND master_key_id <> $1 GROUP BY 1`
-	// What there is to read after a mark, in one statement: is there anything, and is the mark in this history?
+	// Where the database is, and what it has in the place of another mark.
 	news = `SELECT m.revision, m.database_id, m.state_key_id, m.state_box,
-			(SELECT hash FROM audit WHERE sequence = $1), (SELECT hash FROM audit ORDER BY sequence DESC LIMIT 1),
-			EXISTS (SELECT 1 FROM keys WHERE revision > $2), EXISTS (SELECT 1 FROM organizations WHERE revision > $2)
+			(SELECT hash FROM audit WHERE sequence = $1), (SELECT hash FROM audit ORDER BY sequence DESC LIMIT 1)
 		FROM meta m WHERE m.one = 1`
 	entryHash = `SELECT hash FROM audit WHERE sequence = $1`
 	atMark    = `SELECT count(*) FROM meta WHERE one = 1 AND revision = $1

@@ -238,24 +238,35 @@ type transaction struct {
 	conn *sql.Conn
 }
 
-// call is a statement with its arguments and, when it returns one row, where that goes.
+// call is a statement with its arguments and where what it returns goes: one row into into, or every row to each.
 type call struct {
 	statement string
 	arguments []any
 	into      []any
+	each      func(scanner) error
 }
 
-// together runs statements one after the other; on PostgreSQL in one trip to the server.
+// together runs statements of the transaction one after the other; on PostgreSQL in one trip to the server.
 func (tx *transaction) together(ctx context.Context, calls ...call) error {
-	if pipelined, err := tx.pipeline(ctx, calls); pipelined || err != nil {
+	return together(ctx, tx, tx.conn, calls...)
+}
+
+// together runs statements by q, which is on conn: a transaction's, or each its own.
+func together(ctx context.Context, q queries, conn *sql.Conn, calls ...call) error {
+	if pipelined, err := pipeline(ctx, conn, calls); pipelined || err != nil {
 		return err
 	}
 	for _, c := range calls {
 		var err error
-		if c.into != nil {
-			err = tx.QueryRowContext(ctx, c.statement, c.arguments...).Scan(c.into...)
-		} else {
-			_, err = tx.ExecContext(ctx, c.statement, c.arguments...)
+		switch {
+		case c.each != nil:
+			var rows *sql.Rows
+			rows, err = q.QueryContext(ctx, c.statement, c.arguments...)
+			err = each(rows, err, func(row *sql.Rows) error { return c.each(row) })
+		case c.into != nil:
+			err = q.QueryRowContext(ctx, c.statement, c.arguments...).Scan(c.into...)
+		default:
+			_, err = q.ExecContext(ctx, c.statement, c.arguments...)
 		}
 		if err != nil {
 			return err
@@ -265,8 +276,8 @@ func (tx *transaction) together(ctx context.Context, calls ...call) error {
 }
 
 // pipeline runs calls in one trip, if the driver can.
-func (tx *transaction) pipeline(ctx context.Context, calls []call) (done bool, err error) {
-	err = tx.conn.Raw(func(c any) error {
+func pipeline(ctx context.Context, conn *sql.Conn, calls []call) (done bool, err error) {
+	err = conn.Raw(func(c any) error {
 		p, ok := c.(*stdlib.Conn)
 		if !ok {
 			return nil
@@ -279,9 +290,19 @@ func (tx *transaction) pipeline(ctx context.Context, calls []call) (done bool, e
 		results := p.Conn().SendBatch(ctx, &batch)
 		for _, c := range calls {
 			var err error
-			if c.into != nil {
+			switch {
+			case c.each != nil:
+				var rows pgx.Rows
+				if rows, err = results.Query(); err == nil {
+					for rows.Next() && err == nil {
+						err = c.each(rows)
+					}
+					rows.Close()
+					err = errors.Join(err, rows.Err())
+				}
+			case c.into != nil:
 				err = results.QueryRow().Scan(c.into...)
-			} else {
+			default:
 				_, err = results.Exec()
 			}
 			if err != nil {
@@ -299,7 +320,7 @@ func (tx *transaction) execMany(ctx context.Context, statement string, arguments
 	for i, a := range arguments {
 		calls[i] = call{statement: statement, arguments: a}
 	}
-	if pipelined, err := tx.pipeline(ctx, calls); pipelined || err != nil {
+	if pipelined, err := pipeline(ctx, tx.conn, calls); pipelined || err != nil {
 		return err
 	}
 	prepared, err := tx.PrepareContext(ctx, statement)
