@@ -25,10 +25,10 @@ type Feed interface {
 	Changes(ctx context.Context, after Mark, limit int) (Changes, error)
 
 	// LookUp reads one key by its digest, and its organization and (when connected is not empty)
-	// that organization too, from the primary in one consistent read. ErrNotFound when there
-	// is no such key. It returns only once the server it read from has committed something after the read: an old
-	// primary that a standby has taken over from, and that does not know, gets no commit acknowledged (with synchronous
-	// replication), so nothing is decided from what it still shows.
+	// that organization too, from the primary in one consistent read. That there is no such key is found
+	// as well: then Found has a revision and nothing else. It returns only once the server it read from has committed
+	// something after the read: an old primary that a standby has taken over from, and that does not know, gets no commit
+	// acknowledged (with synchronous replication), so nothing is decided from what it still shows.
 	LookUp(ctx context.Context, d token.Digest, connected string) (Found, error)
 
 	// RecordUses moves each key's last use forward, never back. It takes no revision and changes
@@ -108,9 +108,10 @@ type Changes struct {
 	Organizations []Organization
 }
 
-// Found is a key read from the primary for one verification.
+// Found is what the primary has for one verification.
 type Found struct {
-	Key       Key
+	Revision  int64 // of the database at that read
+	Key       Key   // the zero Key, which is not genuine, when there is none
 	Owner     Organization
 	Connected Organization // the zero Organization when none was asked for
 }

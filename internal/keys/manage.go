@@ -33,6 +33,7 @@ func (s *Service) Revoke(ctx context.Context, c Call, id, reason string) (k Key,
 		if err := tx.EraseReplays(ctx, k.ID); err != nil {
 			return err
 		}
+		k.Revision = tx.Revision()
 		return s.change(ctx, tx, c, k, ActRevoke, reason)
 	})
 	if err != nil {

@@ -669,6 +669,43 @@ func TestC22NotFound(t *testing.T) {
 	})
 }
 
+// C23: every act that is done says the revision it waited for; a replay that of the key's row, and a repeated revoke its own.
+func TestC23RevisionOfEachAct(t *testing.T) {
+	eachEngine(t, func(t *testing.T, engine string) {
+		f := open(t, engine, nil)
+		c, r := user("u", "org_a"), keys.CreateRequest{Name: "n", IdempotencyKey: "retry-1"}
+		var last int64
+		waitedFor := func(act string, revision int64, err error) {
+			t.Helper()
+			if err != nil {
+				t.Fatalf("%s: %v", act, err)
+			}
+			if revision != f.barrier.last || revision <= last {
+				t.Errorf("%s says revision %d and waited for %d, after %d", act, revision, f.barrier.last, last)
+			}
+			last = f.barrier.last
+		}
+		o, err := f.PutOrganization(t.Context(), keys.Operator{}, keys.OrganizationRequest{ID: "org_a"})
+		waitedFor("put", o.Revision, err)
+		issued, err := f.Create(t.Context(), c, r)
+		waitedFor("create", issued.Key.Revision, err)
+		o, err = f.PutOrganization(t.Context(), keys.Operator{}, keys.OrganizationRequest{ID: "org_a"})
+		waitedFor("put again", o.Revision, err)
+
+		calls := f.barrier.calls
+		replayed, err := f.Create(t.Context(), c, r)
+		if err != nil || !replayed.Replayed || replayed.Key.Revision != issued.Key.Revision || f.barrier.calls != calls+1 {
+			t.Errorf("the replay says revision %d, want %d; %v", replayed.Key.Revision, issued.Key.Revision, err)
+		}
+		rolled, err := f.Roll(t.Context(), c, keys.RollRequest{KeyID: issued.Key.ID})
+		waitedFor("roll", rolled.Key.Revision, err)
+		k, err := f.Revoke(t.Context(), c, rolled.Key.ID, "")
+		waitedFor("revoke", k.Revision, err)
+		k, err = f.Revoke(t.Context(), c, rolled.Key.ID, "")
+		waitedFor("revoke again", k.Revision, err)
+	})
+}
+
 // C23, C5, P6: what is not known to be everywhere is not answered; asking again completes it.
 func TestC23BarrierFails(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine string) {

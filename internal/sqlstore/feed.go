@@ -119,8 +119,17 @@ func (s *Store) LookUp(ctx context.Context, d token.Digest, connected string) (f
 		return keys.Found{}, fmt.Errorf("sqlstore: %w", err)
 	}
 	defer conn.Close()
-	found := s.viewOn(ctx, conn, func(ctx context.Context, tx *sql.Tx) error {
-		if f.Key, err = s.oneKey(ctx, tx, keyByDigest, d[:]); err != nil {
+	err = s.viewOn(ctx, conn, func(ctx context.Context, tx *sql.Tx) error {
+		st, err := s.currentState(ctx, tx)
+		if err != nil {
+			return err
+		}
+		f.Revision = st.revision
+		f.Key, err = s.oneKey(ctx, tx, keyByDigest, d[:])
+		if errors.Is(err, keys.ErrNotFound) {
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 		if f.Owner, err = s.organization(ctx, tx, anyRevision, f.Key.OrganizationID, sameRevision); err != nil {
@@ -131,15 +140,15 @@ func (s *Store) LookUp(ctx context.Context, d token.Digest, connected string) (f
 		}
 		return err
 	})
-	if found != nil && !errors.Is(found, keys.ErrNotFound) {
-		return keys.Found{}, found
+	if err != nil {
+		return keys.Found{}, err
 	}
 	if s.name == Postgres { // on the same connection: it is this server that has to commit
 		if _, err := s.writeOn(ctx, conn, confirm); err != nil {
 			return keys.Found{}, err
 		}
 	}
-	return f, found
+	return f, nil
 }
 
 // RecordUses implements keys.Feed. Uses of keys that are not there are dropped.

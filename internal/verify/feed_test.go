@@ -133,16 +133,17 @@ func (f *memoryFeed) Changes(ctx context.Context, mark keys.Mark, _ int) (c keys
 func (f *memoryFeed) LookUp(ctx context.Context, d token.Digest, connected string) (found keys.Found, err error) {
 	err = f.locked(ctx, func() error {
 		f.lookUps++
+		found.Revision = f.revision
 		for _, k := range f.keys {
 			if k.Digest == d {
-				found = keys.Found{Key: k, Owner: f.organization(k.OrganizationID)}
+				found.Key, found.Owner = k, f.organization(k.OrganizationID)
 				if connected != "" {
 					found.Connected = f.organization(connected)
 				}
 				return nil
 			}
 		}
-		return keys.ErrNotFound
+		return nil
 	})
 	return found, err
 }

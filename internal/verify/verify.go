@@ -58,11 +58,35 @@ const (
 // ErrUndecided says that no verdict could be reached: the caller answers 503 and lets nobody in (P6).
 var ErrUndecided = errors.New("verify: cannot decide")
 
+// errBehind is why a verification is undecided whose least revision the primary does not have.
+var errBehind = errors.New("verify: the primary does not have that revision")
+
 // Request is one question. Secret may be any text.
 type Request struct {
 	Secret             string
 	ConnectedAccountID string           // empty = the key's own organization (V3)
 	Environment        keys.Environment // empty = either
+
+	// MinRevision is the least revision the verdict may rest on, as the answer to a write carried it; 0 = any. The
+	// verdict then reflects that write whatever the clocks say.
+	MinRevision int64
+}
+
+// Path is where a verdict came from.
+type Path uint8
+
+// The paths.
+const (
+	Memory   Path = iota // this node's index under its lease, or the secret's form alone
+	Database             // the primary
+)
+
+// String returns the path's name in metrics.
+func (p Path) String() string {
+	if p == Database {
+		return "database"
+	}
+	return "memory"
 }
 
 // Verdict is the answer. Everything after Reason is set whenever the key is known, ConnectedAccountID
@@ -74,6 +98,7 @@ type Verdict struct {
 	CreatedAt, ExpiresAt           time.Time // ExpiresAt zero = never
 	ConnectedAccountID             string
 	PaymentsEnabled                bool
+	Path                           Path
 }
 
 // Valid reports whether the secret is accepted.
@@ -172,7 +197,7 @@ func New(cfg Config) (*Verifier, error) {
 
 // Verify decides about a secret. While the lease is good it touches neither disk nor network
 // and allocates nothing (P2); a miss is an answer too, because every create was everywhere before
-// it was answered. An error is always ErrUndecided.
+// it was answered. A memory that is behind r.MinRevision is not asked. An error is always ErrUndecided.
 func (v *Verifier) Verify(ctx context.Context, r Request) (Verdict, error) {
 	env, digest, err := v.cfg.Format.Parse(r.Secret)
 	if err != nil {
@@ -180,7 +205,7 @@ func (v *Verifier) Verify(ctx context.Context, r Request) (Verdict, error) {
 	}
 	// The order is the proof: the lease first, then the look-up, then the clock against the lease
 	// loaded first. A node frozen between any two of these finds its lease over.
-	if held := v.view.Load(); held != nil {
+	if held := v.view.Load(); held != nil && held.applied.Revision >= r.MinRevision {
 		f, known := held.index.find(digest, env, r.ConnectedAccountID)
 		read := v.clock.now()
 		if held.lease.goodAt(read) {
@@ -223,11 +248,11 @@ func (v *Verifier) lookUp(ctx context.Context, d token.Digest, env keys.Environm
 		return Verdict{}, ctx.Err()
 	}
 	found, err := v.cfg.Feed.LookUp(ctx, d, r.ConnectedAccountID)
-	if errors.Is(err, keys.ErrNotFound) {
-		return Verdict{Reason: keys.Unknown}, nil
-	}
 	if err != nil {
 		return Verdict{}, err
+	}
+	if found.Revision < r.MinRevision {
+		return Verdict{}, errBehind
 	}
 	k, o := &found.Key, &found.Owner
 	// What this node once refused for good it never accepts again, whatever the database says (I2).
@@ -238,10 +263,11 @@ func (v *Verifier) lookUp(ctx context.Context, d token.Digest, env keys.Environm
 		k.State = keys.StateRevoked
 	}
 	if !k.Genuine || k.Environment != env {
-		return Verdict{Reason: keys.Unknown}, nil
+		return Verdict{Reason: keys.Unknown, Path: Database}, nil
 	}
 	now := v.now()
 	verdict := Verdict{
+		Path:   Database,
 		Reason: keys.Judge(k.Lifecycle(), o.Active && o.Genuine, now),
 		KeyID:  k.ID, OrganizationID: k.OrganizationID, KeyName: k.Name,
 		Environment: k.Environment, CreatedAt: k.CreatedAt, ExpiresAt: k.ExpiresAt, PaymentsEnabled: o.PaymentsEnabled && o.Genuine,
@@ -286,6 +312,14 @@ func (v *Verifier) Ready() error {
 		return errors.New("the lease is over: the database has not been reached")
 	}
 	return nil
+}
+
+// NodeID returns the id this node last registered under, empty before the first time.
+func (v *Verifier) NodeID() string {
+	if id := v.node.Load(); id != nil {
+		return *id
+	}
+	return ""
 }
 
 // Stats is the state of the memory, for metrics.

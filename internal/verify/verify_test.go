@@ -105,8 +105,12 @@ func testVerdicts(t *testing.T, memory bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	path := Memory
+	if !memory {
+		path = Database
+	}
 	want := Verdict{Reason: keys.Valid, KeyID: liveKey.ID, OrganizationID: "org_a", KeyName: liveKey.Name, Environment: keys.Live,
-		CreatedAt: liveKey.CreatedAt, ConnectedAccountID: "org_child", PaymentsEnabled: true}
+		CreatedAt: liveKey.CreatedAt, ConnectedAccountID: "org_child", PaymentsEnabled: true, Path: path}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("verdict (-want +got):\n%s", diff)
 	}
@@ -117,7 +121,7 @@ func testVerdicts(t *testing.T, memory bool) {
 	}
 	got, err = v.Verify(t.Context(), Request{Secret: expired})
 	want = Verdict{Reason: keys.Expired, KeyID: expiredKey.ID, OrganizationID: "org_a", KeyName: expiredKey.Name, Environment: keys.Live,
-		CreatedAt: expiredKey.CreatedAt, ExpiresAt: expiredKey.ExpiresAt.UTC().Truncate(time.Microsecond), PaymentsEnabled: true}
+		CreatedAt: expiredKey.CreatedAt, ExpiresAt: expiredKey.ExpiresAt.UTC().Truncate(time.Microsecond), PaymentsEnabled: true, Path: path}
 	if diff := cmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("verdict about an expired key (-want +got):\n%s%v", diff, err)
 	}

@@ -56,6 +56,7 @@ func StoreSuite(t *testing.T, open func(t *testing.T) Database) {
 		{"Feed/Snapshot visits all rows of one revision", snapshot},
 		{"Feed/Snapshot is consistent under writes", snapshotUnderWrites},
 		{"Feed/LookUp", lookUp},
+		{"Feed/C23 LookUp has the revision of its own read", lookUpUnderWrites},
 		{"Feed/nodes register, renew, fall behind, are fenced and leave", nodes},
 		{"Feed/announcements are heard", announcements},
 	} {
@@ -1060,19 +1061,21 @@ func snapshotUnderWrites(t *testing.T, db Database) {
 
 func lookUp(t *testing.T, db Database) {
 	k := NewKey("parent", keys.StateActive)
-	_, err := db.LookUp(t.Context(), k.Digest, "child")
-	wantError(t, "no key", err, keys.ErrNotFound)
+	found, err := db.LookUp(t.Context(), k.Digest, "child")
+	must(t, err)
+	wantSame(t, "no key", found, keys.Found{})
 
 	MustInsert(t, db, k)
 	k.Revision, k.Genuine = 1, true
-	found, err := db.LookUp(t.Context(), k.Digest, "child")
+	found, err = db.LookUp(t.Context(), k.Digest, "child")
 	must(t, err)
-	wantSame(t, "unregistered", found, keys.Found{Key: k, Owner: keys.Unregistered("parent"), Connected: keys.Unregistered("child")})
+	wantSame(t, "unregistered", found, keys.Found{Revision: 1, Key: k, Owner: keys.Unregistered("parent"), Connected: keys.Unregistered("child")})
 
 	MustPut(t, db, keys.Organization{ID: "parent", Active: true}, keys.Organization{ID: "child", ParentID: "parent", Active: true})
 	found, err = db.LookUp(t.Context(), k.Digest, "child")
 	must(t, err)
 	wantSame(t, "registered", found, keys.Found{
+		Revision:  3,
 		Key:       k,
 		Owner:     keys.Organization{ID: "parent", Active: true, Registered: true, Genuine: true, Revision: 2},
 		Connected: keys.Organization{ID: "child", ParentID: "parent", Active: true, Registered: true, Genuine: true, Revision: 3},
@@ -1081,8 +1084,39 @@ func lookUp(t *testing.T, db Database) {
 	must(t, err)
 	wantSame(t, "no connected account asked for", found.Connected, keys.Organization{})
 	var none token.Digest
-	_, err = db.LookUp(t.Context(), none, "")
-	wantError(t, "the zero digest", err, keys.ErrNotFound)
+	found, err = db.LookUp(t.Context(), none, "")
+	must(t, err)
+	wantSame(t, "the zero digest", found, keys.Found{Revision: 3})
+}
+
+func lookUpUnderWrites(t *testing.T, db Database) {
+	// Each write changes the one key, so that in every moment its revision is the database's.
+	k := NewKey("org", keys.StateActive)
+	MustInsert(t, db, k)
+	stop := make(chan struct{})
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if _, err := db.Write(t.Context(), func(ctx context.Context, tx keys.Tx) error { return Update(ctx, tx, k) }); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	})
+	for last := int64(0); last < 20 && !t.Failed(); {
+		found, err := db.LookUp(t.Context(), k.Digest, "")
+		if err != nil || found.Revision != found.Key.Revision || found.Revision < last || !found.Key.Genuine {
+			t.Errorf("revision %d, of the key %d, after %d, genuine %v; %v", found.Revision, found.Key.Revision, last, found.Key.Genuine, err)
+		}
+		last = found.Revision
+	}
+	close(stop)
+	writer.Wait()
 }
 
 func nodes(t *testing.T, db Database) {
