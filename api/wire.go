@@ -83,6 +83,7 @@ type VerifyKey struct {
 	Key                string `json:"key"`
 	ConnectedAccountID string `json:"connected_account_id,omitempty"`
 	Env                string `json:"env,omitempty"`
+	MinRevision        int64  `json:"min_revision,omitempty"`
 }
 
 // Verdict answers POST /v1/verify (V1, V5). Reason is "valid" when Valid is true.

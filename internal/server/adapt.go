@@ -287,7 +287,11 @@ func (x *exchange) parameter(name string) *string {
 
 // number returns a whole number from the query, nil when it was not given.
 func (x *exchange) number(name string) (*int64, error) {
-	text := x.parameter(name)
+	return number(name, x.parameter(name))
+}
+
+// number reads a whole number; nil is none.
+func number(name string, text *string) (*int64, error) {
 	if text == nil {
 		return nil, nil
 	}
@@ -304,7 +308,8 @@ type answer struct {
 	body     any    // encoded as JSON, unless
 	rendered []byte // it has been already
 	location string
-	replayed bool // an answer that was given before (C16)
+	replayed bool  // an answer that was given before (C16)
+	revision int64 // of the write that is everywhere now (C23); 0 = nothing was written
 }
 
 // handle is the adapter of every JSON route: read makes the request value, act decides.
@@ -341,6 +346,9 @@ func (x *exchange) answer(a answer) error {
 	if a.replayed {
 		h.Set("Idempotent-Replayed", "true")
 	}
+	if a.revision > 0 {
+		h.Set("X-Keyward-Revision", strconv.FormatInt(a.revision, 10))
+	}
 	x.WriteHeader(max(a.status, http.StatusOK))
 	if a.rendered != nil {
 		writeIssued(x, body)
@@ -364,7 +372,7 @@ func (s *Server) cors(x *exchange, res *resource) {
 	}
 	h.Set("Access-Control-Allow-Origin", origin)
 	if x.r.Method != http.MethodOptions {
-		h.Set("Access-Control-Expose-Headers", "Idempotent-Replayed, Location, Retry-After, X-Request-Id")
+		h.Set("Access-Control-Expose-Headers", "Idempotent-Replayed, Location, Retry-After, X-Keyward-Revision, X-Request-Id")
 		return
 	}
 	h.Set("Access-Control-Allow-Methods", res.allow)

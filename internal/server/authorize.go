@@ -28,7 +28,7 @@ func (s *Server) authorize(x *exchange) error {
 	if s.secretInURL(x.r) {
 		return secretInURL()
 	}
-	env, err := requiredEnvironment(x.r.URL)
+	r, err := required(x.r.URL)
 	if err != nil {
 		return err
 	}
@@ -36,7 +36,7 @@ func (s *Server) authorize(x *exchange) error {
 	if !ok {
 		return unauthorized()
 	}
-	r := verify.Request{Secret: secret, Environment: env}
+	r.Secret = secret
 	if r.ConnectedAccountID, err = connectedAccount(h, nil); err != nil {
 		return err
 	}
@@ -132,25 +132,30 @@ func basicUser(v string) string {
 	return user
 }
 
-// requiredEnvironment reads ?env=, by which a proxy's configuration narrows a route to one environment.
-// Anything else in the query is the client's own, which some proxies pass along.
-func requiredEnvironment(u *url.URL) (keys.Environment, error) {
+// required reads ?env=, by which a proxy's configuration narrows a route to one environment, and ?min_revision=, the least
+// revision it lets a verdict rest on. Anything else in the query is the client's own, which some proxies pass along.
+func required(u *url.URL) (r verify.Request, err error) {
 	if u.RawQuery == "" {
-		return "", nil
+		return r, nil
 	}
-	malformed := keys.Invalid("env", `env must be given once, as "live" or "test".`)
 	values, err := url.ParseQuery(u.RawQuery)
 	if err != nil {
-		return "", malformed
+		return r, keys.Invalid("", "The query string is malformed.")
 	}
-	list, given := values["env"]
-	if !given {
-		return "", nil
+	for _, name := range [...]string{"env", "min_revision"} {
+		if len(values[name]) > 1 {
+			return r, keys.Invalid(name, name+" must be given once.")
+		}
 	}
-	if len(list) != 1 {
-		return "", malformed
+	if r.Environment, err = environment("env", parameter(values, "env")); err != nil {
+		return r, err
 	}
-	return environment("env", &list[0])
+	least, err := number("min_revision", parameter(values, "min_revision"))
+	if err != nil {
+		return r, err
+	}
+	r.MinRevision, err = minRevision(least)
+	return r, err
 }
 
 // secretInURL reports whether the URL asked here, or the one the client asked the proxy for, holds a

@@ -411,7 +411,7 @@ func TestV1Undecided(t *testing.T) {
 	}
 	scrape := f.do(ask{method: "GET", url: f.internal + "/metrics"}).body
 	for _, door := range []string{"verify", "authorize", "introspect"} {
-		if !strings.Contains(scrape, `keyward_verifications_undecided_total{door="`+door+`"} 1`) {
+		if !strings.Contains(scrape, `keyward_verifications_total{door="`+door+`",path="closed",reason="undecided"} 1`) {
 			t.Errorf("door %s is not counted", door)
 		}
 	}

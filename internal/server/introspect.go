@@ -30,7 +30,7 @@ func (s *Server) introspect(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range [...]string{"token", "connected_account_id", "env"} {
+	for _, name := range [...]string{"token", "connected_account_id", "env", "min_revision"} {
 		if len(form[name]) > 1 {
 			return keys.Invalid(name, name+" must be given once.") // RFC 6749 section 3.2
 		}
@@ -40,6 +40,13 @@ func (s *Server) introspect(x *exchange) error {
 	}
 	r := verify.Request{Secret: form.Get("token")}
 	if r.Environment, err = environment("env", parameter(form, "env")); err != nil {
+		return err
+	}
+	least, err := number("min_revision", parameter(form, "min_revision"))
+	if err != nil {
+		return err
+	}
+	if r.MinRevision, err = minRevision(least); err != nil {
 		return err
 	}
 	account, err := connectedAccount(x.r.Header, parameter(form, "connected_account_id"))

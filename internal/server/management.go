@@ -69,7 +69,10 @@ func (s *Server) roll(ctx context.Context, c keys.Call, r keys.RollRequest) (ans
 
 // created is 201 with the bytes that were rendered when the key was issued (C10, C16).
 func created(i keys.Issued) answer {
-	return answer{status: http.StatusCreated, rendered: i.Body, location: "/api/v1/auth/api-keys/" + i.Key.ID, replayed: i.Replayed}
+	return answer{
+		status: http.StatusCreated, rendered: i.Body, location: "/api/v1/auth/api-keys/" + i.Key.ID,
+		replayed: i.Replayed, revision: i.Key.Revision,
+	}
 }
 
 // idempotencyKey returns the one from the body or the header, which must agree; empty when neither
@@ -138,7 +141,7 @@ type revocation struct{ keyID, reason string }
 
 func (s *Server) revoke(ctx context.Context, c keys.Call, r revocation) (answer, error) {
 	k, err := s.cfg.Service.Revoke(ctx, c, r.keyID, r.reason)
-	return answer{body: api.RevokedKey{Status: string(keys.StateRevoked), APIKeyID: k.ID}}, err
+	return answer{body: api.RevokedKey{Status: string(keys.StateRevoked), APIKeyID: k.ID}, revision: k.Revision}, err
 }
 
 func readList(x *exchange) (keys.ListRequest, error) {

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/syncgram/keyward/internal/keys"
+	"github.com/syncgram/keyward/internal/verify"
 )
 
 // Metrics is what GET /metrics shows. No label holds text that a caller chose.
@@ -22,8 +23,9 @@ type Metrics struct {
 	durations lookedUp[*route, prometheus.Observer]
 	panics    *prometheus.CounterVec
 	verdicts  lookedUp[verdictLabels, prometheus.Counter]
-	undecided *prometheus.CounterVec
 	acts      *prometheus.HistogramVec
+	barriers  *prometheus.HistogramVec
+	durable   *prometheus.GaugeVec
 
 	watching sync.Once
 }
@@ -36,8 +38,8 @@ type (
 		status int
 	}
 	verdictLabels struct {
-		door   string
-		reason keys.Reason
+		door, path string
+		reason     keys.Reason
 	}
 )
 
@@ -67,29 +69,33 @@ func NewMetrics() *Metrics {
 		Buckets: []float64{.00001, .000025, .00005, .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 15},
 	}, []string{"listener", "route"})
 	verdicts := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "keyward_verifications_total", Help: "Verifications by door and verdict.",
-	}, []string{"door", "reason"})
+		Name: "keyward_verifications_total", Help: "Verifications by door, where the verdict came from (memory, database), and verdict; path closed is what could not be decided and was refused.",
+	}, []string{"door", "path", "reason"})
 	m := &Metrics{
 		Registry: prometheus.NewRegistry(),
 		panics: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "keyward_http_panics_total", Help: "Panics that were answered with 500.",
 		}, []string{"listener"}),
-		undecided: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "keyward_verifications_undecided_total", Help: "Verifications that could not be decided, by door; each was refused.",
-		}, []string{"door"}),
 		acts: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "keyward_act_duration_seconds", Help: "Time of management acts, from the rules to every node, by outcome: done, an error code, or error.",
 			Buckets: prometheus.ExponentialBuckets(.0005, 2, 16),
 		}, []string{"action", "outcome"}),
+		barriers: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "keyward_barrier_seconds", Help: "Time a committed write waited for the other nodes, by outcome: acknowledged, fenced (by the whole wait), failed.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 15, 30, 60},
+		}, []string{"outcome"}),
+		durable: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "keyward_revocation_durability", Help: "1 for what an answered revocation survives: synchronous (the loss of the primary), asynchronous (not that), single (PostgreSQL without a standby), local (SQLite).",
+		}, []string{"mode"}),
 	}
 	m.requests.find = func(l requestLabels) prometheus.Counter {
 		return requests.WithLabelValues(l.route.listener, l.route.pattern, l.method, strconv.Itoa(l.status))
 	}
 	m.durations.find = func(rt *route) prometheus.Observer { return durations.WithLabelValues(rt.listener, rt.pattern) }
 	m.verdicts.find = func(l verdictLabels) prometheus.Counter {
-		return verdicts.WithLabelValues(l.door, string(l.reason))
+		return verdicts.WithLabelValues(l.door, l.path, string(l.reason))
 	}
-	m.Registry.MustRegister(requests, durations, m.panics, verdicts, m.undecided, m.acts,
+	m.Registry.MustRegister(requests, durations, m.panics, verdicts, m.acts, m.barriers, m.durable,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -100,12 +106,27 @@ func (m *Metrics) Act(action keys.Action, outcome string, took time.Duration) {
 }
 
 // Verification counts one verification through a door; err means that it was not decided.
-func (m *Metrics) Verification(door string, reason keys.Reason, err error) {
+func (m *Metrics) Verification(door string, v verify.Verdict, err error) {
+	labels := verdictLabels{door, v.Path.String(), v.Reason}
 	if err != nil {
-		m.undecided.WithLabelValues(door).Inc()
-		return
+		labels.path, labels.reason = "closed", "undecided"
 	}
-	m.verdicts.of(verdictLabels{door, reason}).Inc()
+	m.verdicts.of(labels).Inc()
+}
+
+// Barrier counts a write that waited to be everywhere; it is what verify.Config.OnBarrier wants.
+func (m *Metrics) Barrier(outcome verify.BarrierOutcome, took time.Duration) {
+	m.barriers.WithLabelValues(string(outcome)).Observe(took.Seconds())
+}
+
+// Durability shows what an answered revocation survives: synchronous, asynchronous, single or local.
+func (m *Metrics) Durability(mode string) {
+	for _, other := range [...]string{"synchronous", "asynchronous", "single", "local"} {
+		if other != mode {
+			m.durable.WithLabelValues(other).Set(0)
+		}
+	}
+	m.durable.WithLabelValues(mode).Set(1)
 }
 
 // WatchPools shows the database's connection pools, by the name stats gives them.
@@ -143,8 +164,7 @@ func (m *Metrics) watch(v Verifier) {
 		gauge("keyward_clock_rate", "Rate of the database's clock against this machine's; the protocol holds from 0.8 to 1.25.", func() float64 { return v.Stats().ClockRate })
 		counter("keyward_nodes_fenced_total", "Nodes whose place this node's writes took away, for not acknowledging in time.", func() float64 { return float64(v.Stats().FencedOthers) })
 		counter("keyward_revoked_again_total", "Revocations that the database had lost and this node wrote again.", func() float64 { return float64(v.Stats().RevokedAgain) })
-		counter("keyward_regressions_total", "Times the database took back what it had said of a row.", func() float64 { return float64(v.Stats().Regressions) })
-		counter("keyward_verifications_from_primary_total", "Verifications decided by asking the database.", func() float64 { return float64(v.Stats().FromPrimary) })
+		counter("keyward_regressions_total", "Times the database had lost writes that this node has seen.", func() float64 { return float64(v.Stats().Regressions) })
 	})
 }
 

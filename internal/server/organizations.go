@@ -26,7 +26,7 @@ func readOrganization(x *exchange) (keys.OrganizationRequest, error) {
 
 func (s *Server) putOrganization(ctx context.Context, c keys.Call, r keys.OrganizationRequest) (answer, error) {
 	o, err := s.cfg.Service.PutOrganization(ctx, operator(c), r)
-	return answer{body: organization(&o)}, err
+	return answer{body: organization(&o), revision: o.Revision}, err
 }
 
 func readOrganizationID(x *exchange) (string, error) { return x.segment, nil }

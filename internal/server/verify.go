@@ -21,7 +21,7 @@ const (
 // decide asks for a verdict and counts it. The error is a 503 (V1).
 func (s *Server) decide(x *exchange, door string, r verify.Request) (verify.Verdict, error) {
 	verdict, err := s.cfg.Verifier.Verify(x.ctx, r)
-	s.cfg.Metrics.Verification(door, verdict.Reason, err)
+	s.cfg.Metrics.Verification(door, verdict, err)
 	if err != nil {
 		return verdict, &keys.Unavailable{Err: err}
 	}
@@ -33,8 +33,11 @@ var answers = sync.Pool{New: func() any { b := make([]byte, 0, 512); return &b }
 
 // verify answers POST /v1/verify (V1, V3, V5).
 func (s *Server) verify(x *exchange) error {
-	var asked struct{ secret, account, env *string }
-	err := x.readJSON(false, field{"key", &asked.secret}, field{"connected_account_id", &asked.account}, field{"env", &asked.env})
+	var asked struct {
+		secret, account, env *string
+		least                *int64
+	}
+	err := x.readJSON(false, field{"key", &asked.secret}, field{"connected_account_id", &asked.account}, field{"env", &asked.env}, field{"min_revision", &asked.least})
 	if err != nil {
 		return err
 	}
@@ -49,6 +52,9 @@ func (s *Server) verify(x *exchange) error {
 		return err
 	}
 	if r.Environment, err = environment("env", asked.env); err != nil {
+		return err
+	}
+	if r.MinRevision, err = minRevision(asked.least); err != nil {
 		return err
 	}
 	verdict, err := s.decide(x, doorVerify, r)
@@ -74,6 +80,17 @@ func environment(param string, asked *string) (keys.Environment, error) {
 		return "", keys.Invalid(param, param+` must be "live" or "test".`)
 	}
 	return keys.Environment(*asked), nil
+}
+
+// minRevision reads the least revision a verdict may rest on; nil is any.
+func minRevision(asked *int64) (int64, error) {
+	if asked == nil {
+		return 0, nil
+	}
+	if *asked < 0 {
+		return 0, keys.Invalid("min_revision", "min_revision must be a whole number, 0 or more.")
+	}
+	return *asked, nil
 }
 
 // appendVerdict appends v as an api.Verdict in JSON.
