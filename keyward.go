@@ -188,6 +188,12 @@ type VerifyRequest struct {
 	// Env, Live or Test, makes the verdict refuse a key of the other environment. Empty
 	// accepts both.
 	Env string
+
+	// MinRevision is the least revision the verdict may rest on: the X-Keyward-Revision of the answer to a
+	// create, roll, revoke or organization change. The verdict then reflects that write, whatever any
+	// machine's clock says; what nobody can decide so is an error. 0, the usual value, needs no more than that
+	// clocks run at about the same rate: every answered write is in force everywhere.
+	MinRevision int64
 }
 
 // Format implements fmt.Formatter for every verb.
@@ -235,8 +241,8 @@ var connectedAccountID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$
 
 // Verify asks whether a secret is good at this moment. A refusal is a verdict, not an error.
 // An error means that it could not be decided (see [ErrUndecided]; it wraps the context's
-// error too, if that ended the call) or that req.Env is not an environment: the caller must
-// refuse. No error contains the secret.
+// error too, if that ended the call) or that req.Env is not an environment or req.MinRevision is
+// negative: the caller must refuse. No error contains the secret.
 //
 // Each address is asked at most once, and the next one only after a connection that failed or
 // gave no answer in its share of the time, or a 503. An accepted verification counts as a use
@@ -245,12 +251,14 @@ func (c *Client) Verify(ctx context.Context, req VerifyRequest) (Verdict, error)
 	switch {
 	case req.Env != "" && req.Env != Live && req.Env != Test:
 		return Verdict{}, errors.New("keyward: VerifyRequest.Env must be live, test or empty")
+	case req.MinRevision < 0:
+		return Verdict{}, errors.New("keyward: VerifyRequest.MinRevision must not be negative")
 	case !possibleSecret(req.Secret):
 		return Verdict{Reason: ReasonMalformed}, nil
 	case req.ConnectedAccountID != "" && !connectedAccountID.MatchString(req.ConnectedAccountID):
 		req.ConnectedAccountID = notAnAccount
 	}
-	body, err := json.Marshal(api.VerifyKey{Key: req.Secret, ConnectedAccountID: req.ConnectedAccountID, Env: req.Env})
+	body, err := json.Marshal(api.VerifyKey{Key: req.Secret, ConnectedAccountID: req.ConnectedAccountID, Env: req.Env, MinRevision: req.MinRevision})
 	if err != nil {
 		return Verdict{}, &undecidedError{}
 	}

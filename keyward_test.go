@@ -246,6 +246,9 @@ func TestV1Verdicts(t *testing.T) {
 	if _, err := c.Verify(t.Context(), keyward.VerifyRequest{Secret: live, Env: "prod"}); err == nil || l.asked.Load() != before {
 		t.Errorf("an environment that is none: err = %v", err)
 	}
+	if _, err := c.Verify(t.Context(), keyward.VerifyRequest{Secret: live, MinRevision: -1}); err == nil || l.asked.Load() != before {
+		t.Errorf("a revision that is none: err = %v", err)
+	}
 }
 
 func TestQuestionCarriesEverything(t *testing.T) {
@@ -253,10 +256,10 @@ func TestQuestionCarriesEverything(t *testing.T) {
 	l.token = "internal-token"
 	secret := newSecret(t, token.Live)
 	c := newClient(t, keyward.Config{Addresses: []string{l.URL}, Token: "internal-token"})
-	if _, err := c.Verify(t.Context(), keyward.VerifyRequest{Secret: secret, ConnectedAccountID: "acct_9", Env: "live"}); err != nil {
+	if _, err := c.Verify(t.Context(), keyward.VerifyRequest{Secret: secret, ConnectedAccountID: "acct_9", Env: "live", MinRevision: 18}); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(api.VerifyKey{Key: secret, ConnectedAccountID: "acct_9", Env: "live"}, l.question()); diff != "" {
+	if diff := cmp.Diff(api.VerifyKey{Key: secret, ConnectedAccountID: "acct_9", Env: "live", MinRevision: 18}, l.question()); diff != "" {
 		t.Errorf("question (-want +got):\n%s", diff)
 	}
 	for _, wrong := range []string{"", "another-token"} {
