@@ -199,3 +199,23 @@ type Status struct {
 	Keys     int     `json:"keys"`
 	Checks   []Check `json:"checks"`
 }
+
+// Node is one serving node, as the database knows it.
+type Node struct {
+	NodeID   string `json:"node_id"`
+	Address  string `json:"address"`
+	Version  string `json:"version"`
+	Protocol int    `json:"protocol"`
+	Revision int64  `json:"revision"` // acknowledged; -1 = none yet
+	Lag      int64  `json:"lag"`      // how many revisions that is behind
+
+	LeaseSeconds      float64 `json:"lease_seconds"`
+	RenewedSecondsAgo float64 `json:"renewed_seconds_ago"`
+	Self              bool    `json:"self"` // the node that answers
+}
+
+// NodeList answers GET /v1/nodes, which `keyward nodes` prints.
+type NodeList struct {
+	Revision int64  `json:"revision"`
+	Nodes    []Node `json:"nodes"`
+}

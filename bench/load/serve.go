@@ -203,6 +203,7 @@ func (operations) Rotate(context.Context, keys.Operator) (api.Reseal, error) {
 	return api.Reseal{}, errUnused
 }
 func (operations) Checks(context.Context) ([]api.Check, error) { return nil, errUnused }
+func (operations) Nodes(context.Context) (api.NodeList, error) { return api.NodeList{}, errUnused }
 func (o operations) Engine() string                            { return o.engine }
 
 // serveUntilTold serves on a free loopback port, says where, and answers each line on in with the

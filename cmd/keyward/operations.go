@@ -147,5 +147,26 @@ func (o *operations) checkRows() api.Check {
 	return api.Check{Name: "tampered rows", Status: checkFail, Detail: fmt.Sprintf("%d refused since the start: the log says which, and then run `keyward audit verify`", n)}
 }
 
+// Nodes implements server.Operations.
+func (o *operations) Nodes(ctx context.Context) (api.NodeList, error) {
+	return with(o.db, func(s *sqlstore.Store) (api.NodeList, error) {
+		nodes, revision, err := s.Nodes(ctx)
+		return nodeList(nodes, revision, o.verifier.NodeID()), err
+	})
+}
+
+// nodeList is the nodes on the wire. A clock that was set back makes a renewal seem to be still to come.
+func nodeList(nodes []keys.ServingNode, revision int64, self string) api.NodeList {
+	list := api.NodeList{Revision: revision}
+	for _, n := range nodes {
+		list.Nodes = append(list.Nodes, api.Node{
+			NodeID: n.ID, Address: n.Address, Version: n.Version, Protocol: n.Protocol,
+			Revision: n.Applied, Lag: max(0, revision-n.Applied),
+			LeaseSeconds: n.Lease.Seconds(), RenewedSecondsAgo: max(0, n.RenewedAgo.Seconds()), Self: n.ID == self,
+		})
+	}
+	return list
+}
+
 // Engine implements server.Operations.
 func (o *operations) Engine() string { return o.db.engine() }

@@ -571,6 +571,7 @@ func TestOperationsAway(t *testing.T) {
 		{method: "GET", url: f.internal + "/v1/audit"},
 		{method: "POST", url: f.internal + "/v1/audit/verify"},
 		{method: "POST", url: f.internal + "/v1/master-key/rotate"},
+		{method: "GET", url: f.internal + "/v1/nodes"},
 	} {
 		got := f.do(r)
 		got.refused(t, 503, api.Unavailable, "")

@@ -409,6 +409,15 @@ func (o operationsOf) Checks(ctx context.Context) ([]api.Check, error) {
 	return checks, err
 }
 
+// Nodes are two, one that is behind and one that has acknowledged nothing.
+func (o operationsOf) Nodes(ctx context.Context) (api.NodeList, error) {
+	_, revision, err := o.store.Nodes(ctx)
+	return api.NodeList{Revision: revision, Nodes: []api.Node{
+		{NodeID: "A", Address: "10.0.0.1:8081", Version: "1.0.0", Protocol: 1, Revision: revision - 1, Lag: 1, LeaseSeconds: 10, RenewedSecondsAgo: .25, Self: true},
+		{NodeID: "B", Revision: -1, Lag: revision + 1},
+	}}, err
+}
+
 func (o operationsOf) Engine() string { return o.store.Engine() }
 
 // brokenOperations always fail.
@@ -426,7 +435,10 @@ func (brokenOperations) Rotate(context.Context, keys.Operator) (api.Reseal, erro
 	return api.Reseal{}, errBroken
 }
 func (brokenOperations) Checks(context.Context) ([]api.Check, error) { return nil, errBroken }
-func (brokenOperations) Engine() string                              { return "sqlite" }
+func (brokenOperations) Nodes(context.Context) (api.NodeList, error) {
+	return api.NodeList{}, errBroken
+}
+func (brokenOperations) Engine() string { return "sqlite" }
 
 // logged returns the request lines of the log that hold all the attributes.
 func (f *fixture) logged(attributes map[string]any) []map[string]any {

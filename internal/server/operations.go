@@ -127,6 +127,14 @@ func (s *Server) status(ctx context.Context, _ keys.Call, _ struct{}) (answer, e
 	}}, nil
 }
 
+func (s *Server) nodes(ctx context.Context, _ keys.Call, _ struct{}) (answer, error) {
+	list, err := s.cfg.Operations.Nodes(ctx)
+	if list.Nodes == nil {
+		list.Nodes = []api.Node{}
+	}
+	return answer{body: list}, unavailable(err)
+}
+
 // alive answers /livez: the process serves.
 func (s *Server) alive(x *exchange) error {
 	x.Header()["Content-Type"] = plainText

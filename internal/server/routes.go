@@ -75,6 +75,7 @@ func (s *Server) routes() []route {
 		{internal, "POST", "/v1/audit/verify", internalToken, "", anyQuery, false, s.long(handle(s, readNothing, s.verifyAudit))},
 		{internal, "POST", "/v1/master-key/rotate", internalToken, "", anyQuery, false, s.long(handle(s, readNothing, s.rotate))},
 		{internal, "GET", "/v1/status", internalToken, "", anyQuery, false, handle(s, readNothing, s.status)},
+		{internal, "GET", "/v1/nodes", internalToken, "", anyQuery, false, handle(s, readNothing, s.nodes)},
 		{internal, "GET", "/metrics", internalToken, "", anyQuery, true, s.metrics()},
 
 		{internal, "GET", "/healthz", open, "", anyQuery, true, s.ready},

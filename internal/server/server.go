@@ -71,6 +71,8 @@ type Operations interface {
 	Rotate(ctx context.Context, op keys.Operator) (api.Reseal, error)
 	// Checks reports the settings that the promises rest on.
 	Checks(ctx context.Context) ([]api.Check, error)
+	// Nodes lists the serving nodes, this one among them.
+	Nodes(ctx context.Context) (api.NodeList, error)
 	// Engine names the database: sqlite or postgres.
 	Engine() string
 }
