@@ -89,7 +89,7 @@ func newNode(cfg nodeConfig) (*node, error) {
 	var err error
 	n.verifier, err = verify.New(verify.Config{
 		Feed: n.db, Format: cfg.format, Address: n.advertised, Version: buildVersion(), Logger: cfg.logger,
-		Lease: cfg.lease, RevokeAgain: func(ctx context.Context, id string) error { return n.service.RevokeAgain(ctx, id) },
+		Lease: cfg.lease, OnBarrier: n.metrics.Barrier, RevokeAgain: func(ctx context.Context, id string) error { return n.service.RevokeAgain(ctx, id) },
 	})
 	if err != nil {
 		return nil, err
@@ -209,6 +209,7 @@ func (n *node) run(ctx context.Context) error {
 		cancel(err)
 	} else {
 		follower.Go(func() { n.verifier.Run(following) })
+		follower.Go(func() { n.watchDurability(following) })
 		n.watch(ctx, cancel)
 	}
 
@@ -294,6 +295,31 @@ func (n *node) watch(ctx context.Context, cancel context.CancelCauseFunc) {
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):
+		}
+	}
+}
+
+// durabilityEvery is how often a node looks what an answered write survives: it is set in the database.
+const durabilityEvery = time.Minute
+
+// watchDurability says what an answered revocation survives, at the start and whenever that changes.
+func (n *node) watchDurability(ctx context.Context) {
+	var last sqlstore.Mode
+	for {
+		mode, err := with(n.db, func(s *sqlstore.Store) (sqlstore.Mode, error) { return s.Mode(ctx) })
+		if err == nil && mode != last {
+			last = mode
+			n.metrics.Durability(string(mode))
+			level := slog.LevelInfo
+			if mode == sqlstore.Asynchronous {
+				level = slog.LevelWarn
+			}
+			n.cfg.logger.Log(ctx, level, "what an answered revocation survives", "mode", string(mode), "means", mode.Meaning())
+		}
+		select {
+		case <-time.After(durabilityEvery):
+		case <-ctx.Done():
+			return
 		}
 	}
 }

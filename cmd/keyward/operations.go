@@ -101,7 +101,11 @@ func (o *operations) Checks(ctx context.Context) ([]api.Check, error) {
 	if err != nil {
 		return nil, err
 	}
-	checks := make([]api.Check, 0, len(found)+3)
+	mode, err := with(o.db, func(s *sqlstore.Store) (sqlstore.Mode, error) { return s.Mode(ctx) })
+	if err != nil {
+		return nil, err
+	}
+	checks := make([]api.Check, 0, len(found)+6)
 	for _, f := range found {
 		c := api.Check{Name: f.Name, Status: checkOK, Detail: f.Value}
 		if !f.OK {
@@ -120,7 +124,11 @@ func (o *operations) Checks(ctx context.Context) ([]api.Check, error) {
 	case ring.Current() != o.ring.Current():
 		file.Status, file.Detail = checkWarn, "has a new first key "+ring.Current()+": run `keyward master-key rotate`"
 	}
-	return append(checks, o.checkState(ctx), o.checkRows(), file), nil
+	survives := api.Check{Name: "revocation durability", Status: checkOK, Detail: string(mode) + ": an answered revocation survives " + mode.Meaning()}
+	if mode == sqlstore.Asynchronous {
+		survives.Status = checkWarn
+	}
+	return append(checks, survives, o.checkAnnouncements(), o.checkState(ctx), o.checkRows(), file), nil
 }
 
 // checkState checks what the database says of itself as a whole.
@@ -136,6 +144,14 @@ func (o *operations) checkState(ctx context.Context) api.Check {
 		c.Status, c.Detail = checkFail, "could not be checked; the server's log says why"
 	}
 	return c
+}
+
+// checkAnnouncements checks whether this node hears of writes at once.
+func (o *operations) checkAnnouncements() api.Check {
+	if o.verifier.Stats().Announced {
+		return api.Check{Name: "announcements", Status: checkOK, Detail: "writes of other nodes are heard of at once"}
+	}
+	return api.Check{Name: "announcements", Status: checkWarn, Detail: "none arrive, so this node polls: is there a pooler in transaction mode between it and the database?"}
 }
 
 // checkRows checks what the memory has refused since the start.

@@ -269,7 +269,7 @@ func TestR5Stop(t *testing.T) {
 				t.Fatalf("exit code %d", code)
 			}
 			if o.DatabaseURL != "" {
-				if n := count(t, o.DatabaseURL, "SELECT count(*) FROM nodes"); n != 0 {
+				if n := count(t, o.DatabaseURL, "SELECT count(*) FROM serving_nodes"); n != 0 {
 					t.Errorf("%d nodes still hold a lease", n)
 				}
 			}

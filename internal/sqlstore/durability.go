@@ -33,6 +33,18 @@ const (
 	Synchronous  Mode = "synchronous"  // the loss of the primary too
 )
 
+// Meaning says it in words.
+func (m Mode) Meaning() string {
+	switch m {
+	case Asynchronous:
+		return "a crash of the primary, not its loss: the standby may lack the last writes; set synchronous_standby_names"
+	case Synchronous:
+		return "the loss of the primary"
+	default:
+		return "a crash, not the loss of the disk"
+	}
+}
+
 // Mode returns which is configured now.
 func (s *Store) Mode(ctx context.Context) (Mode, error) {
 	if s.name == SQLite {

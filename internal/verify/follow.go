@@ -371,11 +371,7 @@ func (v *Verifier) Await(ctx context.Context, c keys.Commit) (err error) {
 	pause := time.Millisecond
 	for {
 		acked := v.acked.next()
-		var node string
-		if id := v.node.Load(); id != nil {
-			node = *id
-		}
-		st, err := v.cfg.Feed.Standing(ctx, node, c)
+		st, err := v.cfg.Feed.Standing(ctx, v.NodeID(), c)
 		if err != nil {
 			return fmt.Errorf("read the nodes: %w", err)
 		}
