@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Every test, on a fresh Debian machine with Go: ./test.sh
 # What it needs beyond Go it finds, installs (as root, from Debian's packages), or says how to get.
-# ./test.sh --fast leaves out the linters and the race detector.
+# ./test.sh --fast leaves out the linters, the race detector and the histories.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -42,15 +42,20 @@ unformatted=$(gofmt -l $(git ls-files '*.go'))
 say "go vet"
 go vet ./...
 go vet -tags failpoints ./...
+go vet -tags defects ./internal/defect
 
 say "one static binary (R6)"
 binary=$(mktemp -d)/keyward
 trap 'rm -rf "$(dirname "$binary")"' EXIT
 CGO_ENABLED=0 go build -trimpath -o "$binary" ./cmd/keyward
 
+# The histories run by themselves: they put real processes under faults and say how long things may take.
+histories=github.com/syncgram/keyward/internal/histories
+others=$(go list ./... | grep -vx "$histories")
+
 if [ "$fast" = yes ]; then
-	say "tests"
-	go test -shuffle=on ./...
+	say "tests, without the histories"
+	go test -shuffle=on $others
 	exit
 fi
 
@@ -66,4 +71,7 @@ if ! report=$(go tool -modfile=tools/go.mod govulncheck ./... 2>&1); then
 fi
 
 say "tests, with the race detector"
-go test -race -shuffle=on -timeout 20m ./...
+go test -race -shuffle=on -timeout 20m $others
+
+say "histories: many nodes under faults"
+go test -race -shuffle=on -timeout 20m -v "$histories"
