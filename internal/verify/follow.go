@@ -280,7 +280,11 @@ func (v *Verifier) load(ctx context.Context) error {
 			v.lost.add(lost)
 		}
 	}
+	if early := v.early.Load(); early != nil {
+		ix.keepRevoked(early) // most are in the snapshot, or come with the first changes
+	}
 	v.view.Store(&view{index: ix, applied: mark})
+	v.early.Store(nil)
 	v.told.Store(mark.Revision)
 	v.cfg.Logger.Info("keys loaded", "keys", ix.keyCount.Load(), "organizations", ix.organizationCount.Load(), "revision", mark.Revision, "took", time.Since(began).Round(time.Millisecond).String())
 	return nil

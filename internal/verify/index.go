@@ -38,6 +38,7 @@ type keyEntry struct {
 	slot                   uint32 // place of its last use
 	state                  state
 	live                   bool
+	told                   bool // revoked by what the primary told a verification: the change itself is not read yet
 }
 
 // state is keys.State in one byte. The zero state is refused as unknown: it is what an
@@ -165,6 +166,9 @@ func (ix *index) applyKey(k *keys.Key, published bool) conflict {
 		case k.Revision < before.revision:
 			return wentBack
 		case before.state == stateRevoked && k.State != keys.StateRevoked:
+			if before.told {
+				return noConflict
+			}
 			return unrevoked
 		}
 	}
@@ -173,6 +177,21 @@ func (ix *index) applyKey(k *keys.Key, published bool) conflict {
 		return stateUnknown
 	}
 	return noConflict
+}
+
+// tell ends a key that the primary says is revoked. The revision stays what was read: the change is yet to come, or was lost.
+func (ix *index) tell(k *keys.Key) {
+	e, known := ix.keys.get(k.Digest)
+	if known && e.state == stateRevoked {
+		return
+	}
+	told := *k
+	told.Revision = e.revision
+	if ix.applyKey(&told, true) == noConflict {
+		e, _ = ix.keys.get(k.Digest)
+		e.told = true
+		ix.keys.replace(k.Digest, e)
+	}
 }
 
 func (ix *index) put(k *keys.Key, id idHandle, published bool) {
@@ -185,7 +204,7 @@ func (ix *index) put(k *keys.Key, id idHandle, published bool) {
 	}
 	e.owner = ix.organizations.place(k.OrganizationID, published)
 	e.createdAt, e.expiresAt = keys.Micros(k.CreatedAt), keys.Micros(k.ExpiresAt)
-	e.revision, e.state, e.live = k.Revision, stateOf(k.State), k.Environment == keys.Live
+	e.revision, e.state, e.live, e.told = k.Revision, stateOf(k.State), k.Environment == keys.Live, false
 	ix.keys.put(k.Digest, e, published)
 }
 
@@ -243,7 +262,7 @@ func (ix *index) keepRevoked(older *index) (kept int, lost []string) {
 		if known && e.state == stateRevoked {
 			lost = append(lost, ix.texts.get(now.id))
 		}
-		now.state = e.state
+		now.state, now.told = e.state, e.told
 		ix.keys.fill(d, now)
 		kept++
 	})

@@ -126,6 +126,8 @@ type Verifier struct {
 	// first of all, and holds the lease it loaded against the clock last.
 	view atomic.Pointer[view]
 
+	early atomic.Pointer[index] // revocations that the primary told of before the first load; nil = none
+
 	slow  chan struct{} // places for verifications that ask the primary
 	wake  chan struct{} // there is something to read
 	told  atomic.Int64  // the newest revision the loop was woken for; to spare it waking, so that a lost update does no harm
@@ -265,6 +267,9 @@ func (v *Verifier) lookUp(ctx context.Context, d token.Digest, env keys.Environm
 	if !k.Genuine || k.Environment != env {
 		return Verdict{Reason: keys.Unknown, Path: Database}, nil
 	}
+	if k.State == keys.StateRevoked {
+		v.remember(k)
+	}
 	now := v.now()
 	verdict := Verdict{
 		Path:   Database,
@@ -282,10 +287,32 @@ func (v *Verifier) lookUp(ctx context.Context, d token.Digest, env keys.Environm
 	return verdict, nil
 }
 
+// remember brings a revocation that the primary told of into the memory, which may be behind under a good lease while the write
+// waits for other nodes: what was once refused for good is not accepted again (I2).
+func (v *Verifier) remember(k *keys.Key) {
+	if v.remembered(k.Digest) == stateRevoked {
+		return
+	}
+	v.writing.Lock()
+	defer v.writing.Unlock()
+	if held := v.view.Load(); held != nil {
+		held.index.tell(k)
+		return
+	}
+	if v.early.Load() == nil {
+		v.early.Store(newIndex())
+	}
+	v.early.Load().tell(k)
+}
+
 // remembered returns the state this node last saw a key in, stateActive when it knows none.
 func (v *Verifier) remembered(d token.Digest) state {
+	ix := v.early.Load()
 	if held := v.view.Load(); held != nil {
-		if e, ok := held.index.keys.get(d); ok {
+		ix = held.index
+	}
+	if ix != nil {
+		if e, ok := ix.keys.get(d); ok {
 			return e.state
 		}
 	}
