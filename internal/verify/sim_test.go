@@ -172,13 +172,13 @@ func (s *simulation) fate(p *simProcess, kind string, extra int64) simFate {
 		back: between(r, 50*time.Microsecond, 1500*time.Microsecond), reset: r.IntN(3) > 0, first: r.IntN(2) == 0,
 	}
 	s.mu.Lock()
-	kind0 := s.mode == simCalm || s.healed
+	harmless := s.mode == simCalm || s.healed
 	s.mu.Unlock()
 	usual := map[string]int{"standing": 99, "renew": 91}[kind]
 	if usual == 0 {
 		usual = 80
 	}
-	if kind0 || r.IntN(100) < usual {
+	if harmless || r.IntN(100) < usual {
 		return f
 	}
 	switch n := r.IntN(100); {
@@ -563,7 +563,6 @@ const (
 	troubleCrash   trouble = "crash"   // and a restart
 	troubleLeave   trouble = "leave"   // and a restart
 	troubleDeaf    trouble = "deaf"    // the connection that listens is cut
-	troubleNothing trouble = "nothing"
 )
 
 var everyTrouble = []trouble{

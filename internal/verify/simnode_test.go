@@ -89,7 +89,7 @@ func (n *simNode) trouble() (end func()) {
 	}
 }
 
-// pausedSince is how much of the time since from the machine was in trouble.
+// troubledSince is how much of the time since from the machine was in trouble. The caller holds simulation.mu.
 func (n *simNode) troubledSince(from time.Time) (d time.Duration) {
 	now := time.Now()
 	for _, t := range n.troubles {
@@ -122,7 +122,7 @@ type simClock struct {
 	othersStand      bool
 }
 
-// readAt moves the readings to now. The caller holds simulation.mu.
+// read returns the readings now. The caller holds simulation.mu.
 func (c *simClock) read() (instant, time.Duration) {
 	now := time.Now()
 	passed := time.Duration(float64(now.Sub(c.at)) * c.rate)
