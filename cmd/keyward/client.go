@@ -78,12 +78,25 @@ func (c *connection) open() (*client, error) {
 }
 
 // readPool reads certificate authorities.
-func readPool(path string) (*x509.CertPool, error) {
+func readPool(path string) (*x509.CertPool, error) { return addToPool(x509.NewCertPool(), path) }
+
+// rootsWith returns the system's certificate authorities with those of a file; nil, which means the system's, without one.
+func rootsWith(path string) (*x509.CertPool, error) {
+	if path == "" {
+		return nil, nil
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		return nil, err
+	}
+	return addToPool(pool, path)
+}
+
+func addToPool(pool *x509.CertPool, path string) (*x509.CertPool, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(data) {
 		return nil, fmt.Errorf("%s holds no certificate in PEM form", path)
 	}

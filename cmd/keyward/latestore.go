@@ -218,3 +218,11 @@ func (l *lateStore) Leave(ctx context.Context, nodeID string) error {
 func (l *lateStore) EraseKeptAnswers(ctx context.Context, before time.Time) (int64, error) {
 	return with(l, func(s *sqlstore.Store) (int64, error) { return s.EraseKeptAnswers(ctx, before) })
 }
+
+// nodes returns the nodes that serve.
+func (l *lateStore) nodes(ctx context.Context) ([]keys.ServingNode, error) {
+	return with(l, func(s *sqlstore.Store) ([]keys.ServingNode, error) {
+		nodes, _, err := s.Nodes(ctx)
+		return nodes, err
+	})
+}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/syncgram/keyward/internal/identity"
 	"github.com/syncgram/keyward/internal/keys"
+	"github.com/syncgram/keyward/internal/probe"
 	"github.com/syncgram/keyward/internal/seal"
 	"github.com/syncgram/keyward/internal/server"
 	"github.com/syncgram/keyward/internal/sqlstore"
@@ -36,6 +38,9 @@ type nodeConfig struct {
 	lease         time.Duration
 	advertise     string // where other nodes reach the internal listener; empty = where it listens
 
+	probeEvery time.Duration  // 0 = no prober
+	probeRoots *x509.CertPool // of the other nodes' certificates; nil = the system's
+
 	authenticator *identity.Authenticator // the node's to close
 	format        token.Format
 
@@ -54,6 +59,7 @@ type node struct {
 	verifier *verify.Verifier
 	service  *keys.Service
 	metrics  *server.Metrics
+	prober   *probe.Prober // nil = none
 
 	listeners []*listener
 
@@ -118,10 +124,41 @@ func newNode(cfg nodeConfig) (*node, error) {
 	if err != nil {
 		return nil, wrong("--tls-cert-file (KEYWARD_TLS_CERT_FILE): %w", err)
 	}
+	if cfg.probeEvery > 0 && n.db.engine() == sqlstore.Postgres {
+		if err := n.addProber(internalTLS, budget); err != nil {
+			return nil, err
+		}
+	}
 	limits := server.Limits{Write: budget + drainTime}
 	n.add("public", cfg.listen, server.NewHTTPServer(doors.Public(), limits, cfg.logger), publicTLS)
 	n.add("internal", cfg.internalListen, server.NewHTTPServer(doors.Internal(), limits, cfg.logger), internalTLS)
 	return n, nil
+}
+
+// addProber makes the prober, which asks the other nodes as their equal: with the same token and, where there is TLS, with
+// this node's own certificate.
+func (n *node) addProber(internalTLS *tls.Config, budget time.Duration) (err error) {
+	cfg := probe.Config{Service: n.service, Nodes: n.db.nodes, Every: n.cfg.probeEvery, Budget: budget, Logger: n.cfg.logger}
+	if len(n.cfg.internalTokens) > 0 {
+		cfg.Token = n.cfg.internalTokens[0]
+	}
+	if internalTLS != nil {
+		cfg.TLS = &tls.Config{
+			MinVersion: tls.VersionTLS12, RootCAs: n.cfg.probeRoots,
+			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+				now, err := internalTLS.GetConfigForClient(nil) // as it was read last
+				if err != nil {
+					return nil, err
+				}
+				return &now.Certificates[0], nil
+			},
+		}
+	}
+	if n.prober, err = probe.New(cfg); err != nil {
+		return err
+	}
+	n.metrics.Registry.MustRegister(n.prober.Collectors()...)
+	return nil
 }
 
 // advertised is where the other nodes reach this one.
@@ -204,12 +241,15 @@ func (n *node) run(ctx context.Context) error {
 
 	following, stopFollowing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopFollowing()
-	var follower sync.WaitGroup
+	var follower, prober sync.WaitGroup
 	if err := n.db.open(ctx, n.waiting); err != nil {
 		cancel(err)
 	} else {
 		follower.Go(func() { n.verifier.Run(following) })
 		follower.Go(func() { n.watchDurability(following) })
+		if n.prober != nil {
+			prober.Go(func() { n.prober.Run(ctx) })
+		}
 		n.watch(ctx, cancel)
 	}
 
@@ -217,6 +257,7 @@ func (n *node) run(ctx context.Context) error {
 	n.notify("STOPPING=1")
 	n.shutdown()
 	serving.Wait()
+	prober.Wait()
 	stopFollowing() // after the last request: what it wrote had to be acknowledged by this node too
 	follower.Wait()
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {

@@ -50,6 +50,10 @@ type serveCmd struct {
 	MasterKeyFile string   `setting:"" type:"path" group:"Data:" help:"Required. Lines <id>:<base64 of 32 bytes>, the first current, the others retired; nobody but the owner may read it." placeholder:"FILE"`
 	Lease         duration `setting:"" default:"10s" group:"Data:" help:"How long verification rides out a database that is away, 1s to 5m. A write waits 1.25 times as long for a node that died." placeholder:"DURATION"`
 
+	ProbeEvery  duration         `setting:"" default:"1m" group:"Many nodes:" help:"Time between two probes: one node in turn mints a key of its own, ends it, and asks every node about it before and after. At least 5s; 0s is off. With SQLite there is one node, and no prober." placeholder:"DURATION"`
+	Advertise   advertiseAddress `setting:"" group:"Many nodes:" help:"Where the other nodes reach this node's internal listener. By default where it listens, under this machine's name if that is every address." placeholder:"HOST:PORT"`
+	ProbeCAFile string           `setting:"" name:"probe-ca-file" type:"path" group:"Many nodes:" help:"Certificate authorities (PEM) of the nodes' internal listeners, besides the system's, for the prober." placeholder:"FILE"`
+
 	JWTJWKS              string   `setting:"" name:"jwt-jwks" type:"string" group:"Users' tokens:" help:"The issuer's keys: an https URL, an http URL on loopback, or a file. Either this or an HS256 secret is required." placeholder:"URL|FILE"`
 	JWTHS256SecretFile   string   `setting:"" name:"jwt-hs256-secret-file" type:"path" group:"Users' tokens:" help:"Shared HS256 secret: the file without a final newline, at least 32 bytes." placeholder:"FILE"`
 	JWTIssuer            *string  `setting:"empty" name:"jwt-issuer" group:"Users' tokens:" help:"Required: what the claim iss must be. Set to nothing on purpose to leave it unchecked." placeholder:"ISSUER"`
@@ -79,6 +83,9 @@ Example:
 
 // longestLease bounds --lease: a write may have to wait for as long.
 const longestLease = 5 * time.Minute
+
+// leastProbe bounds --probe-every: each probe is two writes that stay in the audit log.
+const leastProbe = 5 * time.Second
 
 // Run serves until ctx ends.
 func (c *serveCmd) Run(ctx context.Context, t *terminal) error {
@@ -144,6 +151,10 @@ func (c *serveCmd) check() error {
 		return wrong("--max-expires-in-days (KEYWARD_MAX_EXPIRES_IN_DAYS): must be 0 (no maximum) to 36500")
 	case time.Duration(c.Lease) < time.Second || time.Duration(c.Lease) > longestLease:
 		return wrong("--lease (KEYWARD_LEASE): must be 1s to 5m")
+	case c.ProbeEvery != 0 && time.Duration(c.ProbeEvery) < leastProbe:
+		return wrong("--probe-every (KEYWARD_PROBE_EVERY): must be 0s (off) or at least 5s")
+	case c.ProbeCAFile != "" && c.TLSCertFile == "":
+		return wrong("--probe-ca-file (KEYWARD_PROBE_CA_FILE) needs --tls-cert-file (KEYWARD_TLS_CERT_FILE): without TLS there is no certificate to check")
 	}
 	return nil
 }
@@ -159,6 +170,7 @@ func (c *serveCmd) node(ctx context.Context, logger *slog.Logger) (*node, error)
 		database: c.database.options(), masterKeyFile: c.MasterKeyFile,
 		requiredRoles: c.JWTRoles, requireRegistered: c.RequireRegisteredOrganizations,
 		maxExpiresInDays: c.MaxExpiresInDays, maxOverlap: time.Duration(c.MaxOverlap), lease: time.Duration(c.Lease),
+		advertise: string(c.Advertise), probeEvery: time.Duration(c.ProbeEvery),
 		logger: logger,
 	}
 	cfg.tls.Cert, cfg.tls.Key, cfg.tls.ClientCA = c.TLSCertFile, c.TLSKeyFile, c.InternalClientCAFile
@@ -169,6 +181,9 @@ func (c *serveCmd) node(ctx context.Context, logger *slog.Logger) (*node, error)
 		cfg.corsOrigins = append(cfg.corsOrigins, strings.TrimSpace(o))
 	}
 	var err error
+	if cfg.probeRoots, err = rootsWith(c.ProbeCAFile); err != nil {
+		return nil, wrong("--probe-ca-file (KEYWARD_PROBE_CA_FILE): %w", err)
+	}
 	if cfg.format, err = token.NewFormat(c.SecretPrefix); err != nil {
 		return nil, wrong("--secret-prefix (KEYWARD_SECRET_PREFIX): %w", err)
 	}

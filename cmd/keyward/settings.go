@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -175,6 +177,27 @@ func (a *listenAddress) UnmarshalText(text []byte) error {
 		return errors.New("must be host:port, such as 127.0.0.1:8080 or :8080")
 	}
 	*a = listenAddress(text)
+	return nil
+}
+
+// advertiseAddress is host:port by which another machine is told to reach a listener.
+type advertiseAddress string
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (a *advertiseAddress) UnmarshalText(text []byte) error {
+	if len(text) == 0 {
+		*a = ""
+		return nil
+	}
+	host, port, err := net.SplitHostPort(string(text))
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	u, badURL := url.Parse("http://" + string(text))
+	if err != nil || badURL != nil || host == "" || port == "0" || u.Host != string(text) || u.User != nil {
+		return errors.New("must be host:port, such as keyward-1.internal:8081")
+	}
+	*a = advertiseAddress(text)
 	return nil
 }
 

@@ -16,6 +16,8 @@ const (
 	ActList            Action = "key.list" // refusals only: a list changes nothing
 	ActPutOrganization Action = "organization.put"
 	ActReseal          Action = "master_key.reseal"
+	ActProbeMint       Action = "probe.mint"
+	ActProbeEnd        Action = "probe.end"
 )
 
 // Done is the outcome of an act that took effect; a refused one has its error code.
@@ -25,7 +27,7 @@ const Done = "done"
 type AuditEntry struct {
 	Sequence       int64 // set by the store, without gaps from 1
 	At             time.Time
-	Actor          string // the principal's user, or "operator"
+	Actor          string // the principal's user, "operator", or "keyward" for what it does by itself
 	Action         Action
 	OrganizationID string
 	TargetID       string // the key or organization acted on

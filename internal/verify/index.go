@@ -93,6 +93,22 @@ func (m *sharded[K, V]) replace(k K, v V) {
 	shard.Store(&next)
 }
 
+// remove publishes a copy of the shard without k. While the index is not published it takes k out in place.
+func (m *sharded[K, V]) remove(k K, published bool) {
+	shard := m.shard(k)
+	p := shard.Load()
+	if p == nil {
+		return
+	}
+	if !published {
+		delete(*p, k)
+		return
+	}
+	next := maps.Clone(*p)
+	delete(next, k)
+	shard.Store(&next)
+}
+
 // put is replace, or fill while the index is not published.
 func (m *sharded[K, V]) put(k K, v V, published bool) {
 	if published {
@@ -149,6 +165,9 @@ const (
 func (ix *index) applyKey(k *keys.Key, published bool) conflict {
 	id := idHandleOf(k.ID)
 	if before, ok := ix.byID[id]; ok && before != binary.BigEndian.Uint64(k.Digest[:]) {
+		if k.ID == keys.ProbeKeyID && k.Genuine {
+			return ix.remint(k, id, published)
+		}
 		ix.refuse(id, published)
 		if k.Genuine {
 			ix.put(k, id, published)
@@ -208,25 +227,52 @@ func (ix *index) put(k *keys.Key, id idHandle, published bool) {
 	ix.keys.put(k.Digest, e, published)
 }
 
-// refuse ends the entry a key id has, if it has one.
-func (ix *index) refuse(id idHandle, published bool) {
+// entryOf finds the entry a key id has.
+func (ix *index) entryOf(id idHandle) (d token.Digest, e keyEntry, ok bool) {
 	first, ok := ix.byID[id]
 	if !ok {
-		return
+		return d, e, false
 	}
-	var d token.Digest
 	binary.BigEndian.PutUint64(d[:], first)
 	p := ix.keys.shard(d).Load()
 	if p == nil {
-		return
+		return d, e, false
 	}
-	for digest, e := range *p {
-		if binary.BigEndian.Uint64(digest[:]) == first && e.state != stateRevoked {
-			e.state = stateRefused
-			ix.keys.put(digest, e, published)
-			return
+	for d, e := range *p {
+		if binary.BigEndian.Uint64(d[:]) == first {
+			return d, e, true
 		}
 	}
+	return d, e, false
+}
+
+// refuse ends the entry a key id has, if it has one that is not revoked.
+func (ix *index) refuse(id idHandle, published bool) {
+	if d, e, ok := ix.entryOf(id); ok && e.state != stateRevoked {
+		e.state = stateRefused
+		ix.keys.put(d, e, published)
+	}
+}
+
+// remint gives the probe key's entry its next digest. The one before is forgotten, and its texts and its place in uses go on, so
+// that memory does not grow by a probe a minute.
+func (ix *index) remint(k *keys.Key, id idHandle, published bool) conflict {
+	before, e, ok := ix.entryOf(id)
+	if ok && k.Revision < e.revision {
+		ix.refuse(id, published)
+		return wentBack
+	}
+	if ok {
+		ix.keys.remove(before, published)
+		e.state = stateRefused // until put has all of the row
+		ix.keys.put(k.Digest, e, published)
+		ix.byID[id] = binary.BigEndian.Uint64(k.Digest[:])
+	}
+	ix.put(k, id, published)
+	if stateOf(k.State) == stateRefused {
+		return stateUnknown
+	}
+	return noConflict
 }
 
 // applyOrganization brings an organization's row into the index.
@@ -250,6 +296,12 @@ func (ix *index) keepRevoked(older *index) (kept int, lost []string) {
 		if known && now.state == e.state {
 			return
 		}
+		// The probe key's row is minted anew soon. Of the same secret this node goes on to know the end; an earlier one that
+		// the database came back to has an owner no more.
+		probe := older.texts.get(e.id) == keys.ProbeKeyID
+		if probe && !known {
+			return
+		}
 		if !known {
 			now = e
 			now.id, now.name = ix.texts.add(older.texts.get(e.id)), ix.texts.add(older.texts.get(e.name))
@@ -259,7 +311,7 @@ func (ix *index) keepRevoked(older *index) (kept int, lost []string) {
 			ix.byID[idHandleOf(older.texts.get(e.id))] = binary.BigEndian.Uint64(d[:])
 			ix.keyCount.Add(1)
 		}
-		if known && e.state == stateRevoked {
+		if known && e.state == stateRevoked && !probe {
 			lost = append(lost, ix.texts.get(now.id))
 		}
 		now.state, now.told = e.state, e.told
