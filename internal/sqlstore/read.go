@@ -11,12 +11,21 @@ import (
 )
 
 // Key implements keys.Store.
-func (s *Store) Key(ctx context.Context, id string) (keys.Key, error) {
+func (s *Store) Key(ctx context.Context, id string) (k keys.Key, err error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
-	k, err := s.oneKey(ctx, s.reader, keyByID, id)
+	err = s.view(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		k, err = s.keyOfID(ctx, tx, id)
+		return err
+	})
+	return k, err
+}
+
+// keyOfID reads a key in a view: of two moments, one before and one after a key was made, the log would know a key that is not there.
+func (s *Store) keyOfID(ctx context.Context, tx *sql.Tx, id string) (keys.Key, error) {
+	k, err := s.oneKey(ctx, tx, keyByID, id)
 	if errors.Is(err, keys.ErrNotFound) {
-		err = s.noSuchKey(ctx, s.reader, anyRevision, id)
+		err = s.noSuchKey(ctx, tx, anyRevision, id)
 	}
 	return k, err
 }
@@ -26,7 +35,7 @@ func (s *Store) KeyAsOf(ctx context.Context, id string) (k keys.Key, c keys.Comm
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	err = s.view(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		if k, err = s.oneKey(ctx, tx, keyByID, id); err != nil {
+		if k, err = s.keyOfID(ctx, tx, id); err != nil {
 			return err
 		}
 		st, err := s.currentState(ctx, tx)
@@ -38,9 +47,6 @@ func (s *Store) KeyAsOf(ctx context.Context, id string) (k keys.Key, c keys.Comm
 		}
 		return tx.QueryRowContext(ctx, readTimeline).Scan(&c.Timeline)
 	})
-	if errors.Is(err, keys.ErrNotFound) {
-		err = s.noSuchKey(ctx, s.reader, anyRevision, id)
-	}
 	return k, c, err
 }
 

@@ -44,6 +44,7 @@ func StoreSuite(t *testing.T, open func(t *testing.T) Database) {
 		{"Rows/C12 unique places", rowsTaken},
 		{"Rows/C12 C13 one of many that race for the active place gets it", rowsRace},
 		{"Rows/come back as they were written", rowsRoundTrip},
+		{"Rows/are there or not while they are made", rowsReadWhileMade},
 		{"Rows/KeysIn selects by state", rowsKeysIn},
 		{"Rows/C18 Keys are newest first, filtered and paged", rowsKeys},
 		{"Rows/organizations", rowsOrganizations},
@@ -390,6 +391,29 @@ func rowsTaken(t *testing.T, db Database) {
 		must(t, Update(ctx, tx, active))
 		return Insert(ctx, tx, successor)
 	})
+}
+
+// A key that is made while it is read is there or is not: it is never taken for one that somebody removed.
+func rowsReadWhileMade(t *testing.T, db Database) {
+	for range 50 {
+		k := NewKey("org_made", keys.StateRevoked)
+		made := make(chan error, 1)
+		go func() {
+			_, err := db.Write(t.Context(), func(ctx context.Context, tx keys.Tx) error { return Insert(ctx, tx, k) })
+			made <- err
+		}()
+		for over := false; !over; {
+			select {
+			case err := <-made:
+				must(t, err)
+				over = true
+			default:
+			}
+			if _, err := db.Key(t.Context(), k.ID); err != nil && (over || !errors.Is(err, keys.ErrNotFound)) {
+				t.Fatalf("a key that is being made: %v", err)
+			}
+		}
+	}
 }
 
 func rowsRace(t *testing.T, db Database) {
