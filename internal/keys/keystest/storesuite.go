@@ -395,7 +395,7 @@ func rowsTaken(t *testing.T, db Database) {
 
 // A key that is made while it is read is there or is not: it is never taken for one that somebody removed.
 func rowsReadWhileMade(t *testing.T, db Database) {
-	for range 50 {
+	for range 20 {
 		k := NewKey("org_made", keys.StateRevoked)
 		made := make(chan error, 1)
 		go func() {
