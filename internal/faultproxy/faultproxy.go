@@ -4,6 +4,7 @@
 package faultproxy
 
 import (
+	"bytes"
 	"errors"
 	"net"
 	"sync"
@@ -248,11 +249,11 @@ type chunk struct {
 
 func (d *direction) read(queue chan<- chunk) {
 	defer close(queue)
+	b := make([]byte, 16<<10)
 	for {
-		b := make([]byte, 16<<10)
 		n, err := d.from.Read(b)
 		if n > 0 {
-			pass, ok := d.see(b[:n])
+			pass, ok := d.see(bytes.Clone(b[:n]))
 			if !ok {
 				return
 			}

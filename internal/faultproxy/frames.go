@@ -85,8 +85,10 @@ type answers struct {
 	dropped bool   // the message that has begun
 }
 
-// pass takes the next bytes and returns those to pass on, without the notifications that begin in them when they are to be dropped.
+// pass takes the next bytes, which it may change, and returns those to pass on: all but the notifications that begin in them when
+// they are to be dropped.
 func (a *answers) pass(b []byte, drop bool) (pass []byte) {
+	pass = b[:0] // in place: it never gets ahead of what is read
 	for len(b) > 0 {
 		if a.left > 0 {
 			n := min(a.left, len(b))
@@ -100,10 +102,11 @@ func (a *answers) pass(b []byte, drop bool) (pass []byte) {
 			a.dropped = drop && b[0] == notificationResponse
 		}
 		n := min(5-len(a.head), len(b))
+		a.head = append(a.head, b[:n]...)
 		if !a.dropped {
 			pass = append(pass, b[:n]...)
 		}
-		a.head, b = append(a.head, b[:n]...), b[n:]
+		b = b[n:]
 		if len(a.head) == 5 {
 			a.left = max(0, int(binary.BigEndian.Uint32(a.head[1:]))-4)
 			a.head = nil
