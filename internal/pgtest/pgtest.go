@@ -347,35 +347,66 @@ func (s *Server) end(sig syscall.Signal) error {
 	}
 }
 
-// signal signals the postmaster and then its children. A stopped or dead postmaster makes no
-// more of them.
+// signal signals the postmaster and then its children, all of them: one that was just being forked would go on.
 func (s *Server) signal(sig syscall.Signal) error {
 	if s.process == nil {
 		return errors.New("the server is not running")
 	}
-	parent := s.process.Process.Pid
-	// Before the postmaster is killed: its children would no longer be known as such.
-	if sig == syscall.SIGKILL {
-		_ = s.process.Process.Signal(syscall.SIGSTOP)
+	parent := s.process.Process
+	if sig != syscall.SIGCONT { // one that stands still makes no more children
+		if err := parent.Signal(syscall.SIGSTOP); err != nil {
+			return err
+		}
+		if err := waitStopped(parent.Pid); err != nil {
+			return err
+		}
 	}
-	children, err := childrenOf(parent)
+	// Before the postmaster is killed: its children would no longer be known as such.
+	children, err := childrenOf(parent.Pid)
 	if err != nil {
 		return err
 	}
-	if err := s.process.Process.Signal(sig); err != nil {
+	if err := parent.Signal(sig); err != nil {
 		return err
-	}
-	if sig == syscall.SIGSTOP { // those forked before it stopped
-		if children, err = childrenOf(parent); err != nil {
-			return err
-		}
 	}
 	for _, pid := range children {
 		if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
 			return err
 		}
 	}
+	for _, pid := range children {
+		if sig == syscall.SIGSTOP {
+			if err := waitStopped(pid); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
+}
+
+// waitStopped waits until a process that was sent SIGSTOP stands still or is gone. Where there is no /proc it waits for nothing.
+func waitStopped(pid int) error {
+	deadline := time.Now().Add(startTimeout)
+	for {
+		fields := statOf(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
+		if len(fields) == 0 || strings.Contains("TtZX", fields[0]) {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the process %d does not stop", pid)
+		}
+		runtime.Gosched()
+	}
+}
+
+// statOf returns what Linux tells of a process after its name: state, parent, …; nothing when it has ended.
+func statOf(path string) []string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil
+	}
+	// pid (name) state ppid …, where the name may hold anything.
+	return strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
 }
 
 func (s *Server) remove() error {
@@ -388,13 +419,7 @@ func (s *Server) remove() error {
 func childrenOf(pid int) (children []int, err error) {
 	if stats, _ := filepath.Glob("/proc/[0-9]*/stat"); len(stats) > 0 {
 		for _, path := range stats {
-			b, err := os.ReadFile(path)
-			if err != nil {
-				continue // it has ended
-			}
-			// pid (name) state ppid …, where the name may hold anything.
-			fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-			if len(fields) > 1 && fields[1] == strconv.Itoa(pid) {
+			if fields := statOf(path); len(fields) > 1 && fields[1] == strconv.Itoa(pid) {
 				child, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
 				if err != nil {
 					return nil, err
