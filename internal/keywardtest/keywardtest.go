@@ -69,7 +69,11 @@ func makeBinary(tb testing.TB, b build) string {
 		return path
 	}
 	path := filepath.Join(binaries.folder, fmt.Sprintf("%d", len(binaries.paths)), "keyward")
-	cmd := exec.Command("go", "build", "-tags", b.tags, "-overlay", b.overlay, "-o", path, "github.com/syncgram/keyward/cmd/keyward")
+	arguments := []string{"build", "-tags", b.tags, "-o", path}
+	if b.overlay != "" {
+		arguments = append(arguments, "-overlay", b.overlay)
+	}
+	cmd := exec.Command("go", append(arguments, "github.com/syncgram/keyward/cmd/keyward")...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		tb.Fatalf("go build: %v\n%s", err, out)
