@@ -181,6 +181,9 @@ func (v *Verifier) renew(ctx context.Context, nodeID string) (keys.Outcome, erro
 	watch := startStopwatch(v.clock)
 	var renewal keys.Renewal
 	err := bounded(ctx, func(ctx context.Context) (err error) {
+		// One that takes longer than a lease grants none: better to ask again.
+		ctx, cancel := context.WithTimeout(ctx, v.cfg.Lease)
+		defer cancel()
 		renewal, err = v.cfg.Feed.Renew(ctx, nodeID, held.applied)
 		return err
 	})
@@ -368,9 +371,7 @@ func (v *Verifier) Await(ctx context.Context, c keys.Commit) (err error) {
 	v.lineage.note(c.Timeline, false, began)
 	v.told.Store(max(v.told.Load(), c.Revision)) // its own announcement is no news
 	v.wakeUp()
-	if err := v.cfg.Feed.Announce(ctx, c.Revision); err != nil {
-		v.cfg.Logger.Debug("a write could not be announced; the nodes find it by polling", "error", err)
-	}
+	v.announce(ctx, c.Revision)
 	longest := v.cfg.Lease
 	pause := time.Millisecond
 	for {
