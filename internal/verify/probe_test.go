@@ -21,14 +21,13 @@ func TestProbeKeyTakesNoMemory(t *testing.T) {
 		ix := newIndex()
 		_, k := nextProbe(t, 1)
 		ix.applyKey(&k, published)
-		texts, uses, first := ix.texts.used, ix.uses.next, k.Digest
-		before := first
+		texts, uses := ix.texts.used, ix.uses.next
 		for i := range int64(10_000) {
 			k.State, k.Revision = keys.StateRevoked, 2*i+2
 			if c := ix.applyKey(&k, published); c != noConflict {
 				t.Fatalf("end: %s", c)
 			}
-			before = k.Digest
+			before := k.Digest
 			_, k = nextProbe(t, 2*i+3)
 			if c := ix.applyKey(&k, published); c != noConflict {
 				t.Fatalf("mint: %s", c)
