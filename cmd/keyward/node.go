@@ -341,7 +341,7 @@ func (n *node) watch(ctx context.Context, cancel context.CancelCauseFunc) {
 }
 
 // durabilityEvery is how often a node looks what an answered write survives: it is set in the database.
-const durabilityEvery = time.Minute
+const durabilityEvery = 15 * time.Second
 
 // watchDurability says what an answered revocation survives, at the start and whenever that changes.
 func (n *node) watchDurability(ctx context.Context) {

@@ -194,6 +194,12 @@ func (s *Store) Register(ctx context.Context, n keys.Node) error {
 	return err
 }
 
+// noRow is what nodeState says of a node without a row; one that has acknowledged nothing is at -1.
+const noRow = -2
+
+// errAhead is a node's row that says more than the database has.
+var errAhead = errors.New("the row acknowledges writes that are not in the database")
+
 // Renew implements keys.Feed.
 func (s *Store) Renew(ctx context.Context, nodeID string, applied keys.Mark) (r keys.Renewal, err error) {
 	if s.nodes != nil {
@@ -209,14 +215,21 @@ func (s *Store) Renew(ctx context.Context, nodeID string, applied keys.Mark) (r 
 		return keys.Renewal{Outcome: keys.Fenced}, err
 	}
 	if !renewed {
-		var rows, protocol int64
-		if err := s.lease.QueryRowContext(ctx, nodeState, nodeID).Scan(&rows, &protocol, &settled, &r.Timeline); err != nil {
+		var acknowledged, revision, protocol int64
+		if err := s.lease.QueryRowContext(ctx, nodeState, nodeID).Scan(&acknowledged, &revision, &protocol, &settled, &r.Timeline); err != nil {
 			return keys.Renewal{Outcome: keys.Fenced}, err
 		}
 		switch {
 		case protocol > keys.LeaseProtocol:
 			return keys.Renewal{Outcome: keys.Fenced}, keys.ErrOutdated
-		case rows == 0:
+		case acknowledged > revision:
+			// No node acknowledges what is not there. The row would never be renewed again, nor fenced: give it up.
+			s.tampered("serving_nodes", nodeID, acknowledged, errAhead)
+			if _, err := s.write(ctx, s.lease, deleteNode, nodeID); err != nil {
+				return keys.Renewal{Outcome: keys.Fenced}, err
+			}
+			r.Outcome = keys.Fenced
+		case acknowledged == noRow:
 			r.Outcome = keys.Fenced
 		default:
 			r.Outcome = keys.Lagging

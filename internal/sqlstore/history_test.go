@@ -223,3 +223,25 @@ func TestC23VersionGate(t *testing.T) {
 		}
 	}
 }
+
+// R5: a row that somebody made acknowledge what is not in the database could never be renewed again: its node is told to register anew.
+func TestR5ARowAheadOfTheDatabase(t *testing.T) {
+	url := pgtest.URL(t)
+	s, err := sqlstore.Open(t.Context(), sqlstore.Options{URL: url, Ring: newRing(t, newLine(t, "m1"))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Register(t.Context(), keys.Node{ID: "n"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := rawConnection(t, url).ExecContext(t.Context(), `UPDATE serving_nodes SET applied = 9000000000`); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := s.Renew(t.Context(), "n", keys.Mark{}); err != nil || r.Outcome != keys.Fenced {
+		t.Errorf("Renew: %+v, %v, want Fenced", r, err)
+	}
+	if nodes, _, err := s.Nodes(t.Context()); err != nil || len(nodes) != 0 {
+		t.Errorf("%d rows left, %v", len(nodes), err)
+	}
+}

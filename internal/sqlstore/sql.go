@@ -142,7 +142,8 @@ const (
 			AND (CAST($3 AS BIGINT) = 0 OR EXISTS (SELECT 1 FROM audit WHERE sequence = $3 AND hash = $4))
 			AND $5 >= (SELECT protocol FROM lineage)
 		RETURNING renewed_at, (SELECT now FROM timeline), (SELECT settled FROM lineage)`
-	nodeState = `SELECT (SELECT count(*) FROM serving_nodes WHERE node_id = $1), l.protocol, l.settled, t.now
+	nodeState = `SELECT coalesce((SELECT applied FROM serving_nodes WHERE node_id = $1), -2), (SELECT revision FROM meta WHERE one = 1),
+			l.protocol, l.settled, t.now
 		FROM lineage l CROSS JOIN timeline t`
 	standing = `SELECT count(*) FILTER (WHERE applied < $1), coalesce(max(lease), 0), count(*) FILTER (WHERE node_id = $2),
 			(SELECT now FROM timeline), (SELECT settled FROM lineage),
