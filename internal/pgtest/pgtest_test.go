@@ -9,7 +9,10 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -70,6 +73,37 @@ func TestFaults(t *testing.T) {
 	fails("stopped")
 	s.Restart(t)
 	works("started again")
+}
+
+// A frozen server stands still whole, also when it was just making processes for those that connect.
+func TestFreezeWhileClientsConnect(t *testing.T) {
+	s := NewServer(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	var clients sync.WaitGroup
+	for range 4 {
+		clients.Go(func() {
+			for ctx.Err() == nil {
+				if conn, err := pgx.Connect(ctx, s.URL()); err == nil {
+					_ = conn.Close(ctx)
+				}
+			}
+		})
+	}
+	for range 10 {
+		s.Freeze(t)
+		children, err := childrenOf(s.process.Process.Pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, pid := range children {
+			if stat := statOf(filepath.Join("/proc", strconv.Itoa(pid), "stat")); len(stat) > 0 && !strings.Contains("TtZX", stat[0]) {
+				t.Errorf("a process of the frozen server is in state %s", stat[0])
+			}
+		}
+		s.Thaw(t)
+	}
+	cancel()
+	clients.Wait()
 }
 
 // TestNoServerOutlivesTheBinary runs this binary again, kills it with a server up, and waits until
