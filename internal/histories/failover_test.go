@@ -223,6 +223,7 @@ func TestF11IsolatedPrimary(t *testing.T) {
 		other.proxies[0].Cut()
 		w.takeOver()
 
+		w.only.Store(other)
 		var revoking sync.WaitGroup
 		for _, k := range doomed {
 			revoking.Go(func() { w.revoke(context.Background(), other, k) })
@@ -260,6 +261,7 @@ func TestF11IsolatedPrimary(t *testing.T) {
 		for _, n := range w.nodes {
 			w.ready(n)
 		}
+		w.only.Store(nil)
 		for _, k := range kept {
 			w.revoke(context.Background(), nil, k)
 		}
