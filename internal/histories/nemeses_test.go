@@ -188,7 +188,7 @@ func (w *crowd) freezeNode(n, through *node, length time.Duration, k, next *key)
 		_, took := w.revoke(context.Background(), through, k)
 		revoked <- took
 	}()
-	// A node that stands still within a write holds the lock that puts writes in order, until it goes on.
+	// A node that stands still within a write holds the lock that puts writes in order, until the server ends that write.
 	after(length / 2)
 	held := w.writeStandsStill()
 	after(length - time.Since(frozen))
@@ -203,7 +203,7 @@ func (w *crowd) freezeNode(n, through *node, length time.Duration, k, next *key)
 	took := <-revoked
 	most := wait + 200*time.Millisecond
 	if held {
-		most += 3 * wait // as long as any stands still
+		most += 8 * time.Second // one for each write that it may have begun
 	}
 	w.within("F2: a revoke beside a frozen node", took, most)
 	_, took = w.revoke(context.Background(), through, next)

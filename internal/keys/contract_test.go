@@ -1001,8 +1001,8 @@ func TestP3PlaceIsTheDatabases(t *testing.T) {
 	})
 }
 
-// C23: a revocation that the database lost is written into it again by a node that knows it: the key is ended, its kept answer is gone, the log
-// says who did it, and the write passes the barrier. What is revoked, or not there, is left alone.
+// C23: a revocation that the database lost is written into it again by a node that knows it: the key is ended, its kept answer is gone, and the log
+// says who did it. It waits for no node. What is revoked, or not there, is left alone.
 func TestC23RevokeAgain(t *testing.T) {
 	eachEngine(t, func(t *testing.T, engine string) {
 		f := open(t, engine, nil)
@@ -1015,7 +1015,7 @@ func TestC23RevokeAgain(t *testing.T) {
 			t.Fatal(err)
 		}
 		k, err := f.store.Key(t.Context(), issued.Key.ID)
-		if err != nil || k.State != keys.StateRevoked || !k.RevokedAt.Equal(f.clock.Now()) || f.barrier.last != k.Revision {
+		if err != nil || k.State != keys.StateRevoked || !k.RevokedAt.Equal(f.clock.Now()) || f.barrier.last >= k.Revision {
 			t.Errorf("%+v, %v, awaited %d", k, err, f.barrier.last)
 		}
 		if _, err := f.Create(t.Context(), c, r); code(err) != api.IdempotencyResultGone {
@@ -1025,19 +1025,13 @@ func TestC23RevokeAgain(t *testing.T) {
 		if err != nil || len(entries) != 1 || entries[0].Actor != "keyward" || entries[0].OrganizationID != "org_a" || entries[0].Outcome != keys.Done {
 			t.Errorf("%+v, %v", entries, err)
 		}
-		writes := f.barrier.last
 		for _, id := range []string{issued.Key.ID, "key_none"} {
 			if err := f.RevokeAgain(t.Context(), id); err != nil {
 				t.Errorf("%s: %v", id, err)
 			}
 		}
-		if again, err := f.store.Key(t.Context(), issued.Key.ID); err != nil || again.Revision != writes {
+		if again, err := f.store.Key(t.Context(), issued.Key.ID); err != nil || again.Revision != k.Revision {
 			t.Errorf("a revoked key was written again: %d, %v", again.Revision, err)
-		}
-		second := f.create(t, user("v", "org_b"))
-		f.barrier.set(errors.New("no acknowledgement"))
-		if err := f.RevokeAgain(t.Context(), second.Key.ID); err == nil {
-			t.Error("done, although it is not in force everywhere")
 		}
 	})
 }

@@ -102,3 +102,36 @@ func TestP7Mode(t *testing.T) {
 	standby.Follow(t, primary, true)
 	mode(sqlstore.Synchronous)
 }
+
+// C23: a node that stands still in the middle of a write does not hold the others' writes up for long: the server ends its transaction.
+func TestC23AWriteThatStandsStill(t *testing.T) {
+	url := pgtest.URL(t)
+	o := sqlstore.Options{URL: url, Ring: newRing(t, newLine(t, "m1"))}
+	still, err := sqlstore.Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer still.Close()
+	other, err := sqlstore.Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	begun, goOn, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		_, err := still.Write(context.Background(), func(context.Context, keys.Tx) error {
+			close(begun)
+			<-goOn
+			return nil
+		})
+		ended <- err
+	}()
+	<-begun
+	if _, err := other.Write(t.Context(), func(context.Context, keys.Tx) error { return nil }); err != nil {
+		t.Errorf("the other node's write: %v", err)
+	}
+	close(goOn)
+	if err := <-ended; err == nil {
+		t.Error("the write that stood still was committed after another had its number")
+	}
+}

@@ -23,6 +23,9 @@ const (
 	// which neither answers nor closes its connections is an error like any other.
 	patience = 15 * time.Second
 
+	// mostIdleInWrite is how long a write transaction may wait for its node's next statement; between two lie microseconds.
+	mostIdleInWrite = "1s"
+
 	// postgresWarned is where a connection notes that the server warned it.
 	postgresWarned = "keyward.warned"
 )
@@ -40,7 +43,10 @@ func openPostgres(ctx context.Context, o Options) (_ *engine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	open := func(most int) *sql.DB {
+	// A node that stands still in the middle of a write holds every writer's lock: the server ends its transaction soon. Reads hold none.
+	writing := config.Copy()
+	writing.RuntimeParams["idle_in_transaction_session_timeout"] = mostIdleInWrite
+	open := func(config *pgx.ConnConfig, most int) *sql.DB {
 		db := stdlib.OpenDB(*config)
 		db.SetMaxOpenConns(most)
 		db.SetMaxIdleConns(most)
@@ -48,7 +54,7 @@ func openPostgres(ctx context.Context, o Options) (_ *engine, err error) {
 		return db
 	}
 	e := &engine{
-		name: Postgres, writer: open(postgresWriters), reader: open(postgresReaders), lease: open(postgresLeases),
+		name: Postgres, writer: open(writing, postgresWriters), reader: open(config, postgresReaders), lease: open(writing, postgresLeases),
 		readTx:      &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
 		writeTx:     &sql.TxOptions{Isolation: sql.LevelReadCommitted},
 		listen:      func(ctx context.Context, heard func(int64)) error { return postgresListen(ctx, config, heard) },
