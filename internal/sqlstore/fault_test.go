@@ -160,8 +160,8 @@ func TestC23AConnectionLostDuringTheCommit(t *testing.T) {
 	}
 }
 
-// waitFor polls a query that answers one flag until it is true.
-func waitFor(t *testing.T, db *sql.DB, query string) {
+// waitFor polls a query that answers one flag until it is true, which it has to be before a call is over.
+func waitFor(t *testing.T, db *sql.DB, query string, call <-chan error) {
 	t.Helper()
 	deadline := time.After(20 * time.Second)
 	for {
@@ -173,6 +173,8 @@ func waitFor(t *testing.T, db *sql.DB, query string) {
 			return
 		}
 		select {
+		case err := <-call:
+			t.Fatalf("it was over, with %v, and at no time: %s", err, query)
 		case <-deadline:
 			t.Fatalf("still not: %s", query)
 		case <-time.After(5 * time.Millisecond):
@@ -181,7 +183,7 @@ func waitFor(t *testing.T, db *sql.DB, query string) {
 }
 
 // C23: a commit whose wait for the synchronous standby is cancelled is reported as done, with a
-// warning. It counts as unknown, and grants no lease.
+// warning. It counts as unknown, grants no lease, and decides no verification.
 func TestC23ACancelledSynchronousCommit(t *testing.T) {
 	server := pgtest.NewServer(t)
 	o := sqlstore.Options{URL: server.URL(), Ring: newRing(t, newLine(t, "m1"))}
@@ -193,6 +195,8 @@ func TestC23ACancelledSynchronousCommit(t *testing.T) {
 	if err := s.Register(t.Context(), keys.Node{ID: "n"}); err != nil {
 		t.Fatal(err)
 	}
+	known := keystest.NewKey("known", keys.StateActive)
+	keystest.MustInsert(t, s, known)
 	raw := rawConnection(t, server.URL())
 	for _, statement := range []string{`ALTER SYSTEM SET synchronous_standby_names = 'nobody'`, `SELECT pg_reload_conf()`} {
 		if _, err := raw.ExecContext(t.Context(), statement); err != nil {
@@ -249,10 +253,14 @@ func TestC23ACancelledSynchronousCommit(t *testing.T) {
 			}
 			return err
 		},
+		"LookUp": func(ctx context.Context) error {
+			_, err := s.LookUp(ctx, known.Digest, "")
+			return err
+		},
 	} {
 		result := make(chan error, 1)
 		go func() { result <- call(t.Context()) }()
-		waitFor(t, raw, `SELECT count(*) = 1 `+waiting)
+		waitFor(t, raw, `SELECT count(*) = 1 `+waiting, result)
 		if _, err := raw.ExecContext(t.Context(), `SELECT pg_cancel_backend(pid) `+waiting); err != nil {
 			t.Fatal(err)
 		}
@@ -268,7 +276,7 @@ func TestC23ACancelledSynchronousCommit(t *testing.T) {
 		_, err := s.Write(ctx, func(context.Context, keys.Tx) error { return nil })
 		result <- err
 	}()
-	waitFor(t, raw, `SELECT count(*) = 1 `+waiting)
+	waitFor(t, raw, `SELECT count(*) = 1 `+waiting, result)
 	cancel()
 	if err := <-result; !errors.Is(err, keys.ErrOutcomeUnknown) {
 		t.Errorf("a context that ended during the commit: %v, want ErrOutcomeUnknown", err)

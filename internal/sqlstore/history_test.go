@@ -156,6 +156,27 @@ func TestC23AWriteThatIsNotHere(t *testing.T) {
 	}
 }
 
+// C23: a node that registers while a write is on its way, and holds a lease for what was before it, is waited for.
+func TestC23NodeThatRegistersMeanwhile(t *testing.T) {
+	onBoth(t, func(t *testing.T, f *fixture) {
+		commit, err := f.Write(t.Context(), func(ctx context.Context, tx keys.Tx) error {
+			if err := f.Register(ctx, keys.Node{ID: "n"}); err != nil {
+				return err
+			}
+			if r, err := f.Renew(ctx, "n", keys.Mark{}); err != nil || r.Outcome != keys.Renewed {
+				t.Errorf("Renew before the commit: %+v, %v", r, err)
+			}
+			return keystest.Insert(ctx, tx, keystest.NewKey("org_a", keys.StateActive))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st, err := f.Standing(t.Context(), "n", commit); err != nil || st.Behind != 1 {
+			t.Errorf("%d nodes are behind, %v; want the one that registered meanwhile", st.Behind, err)
+		}
+	})
+}
+
 // C23: on a timeline that is not noted as settled the rows say so, until it is.
 func TestC23UnsettledTimeline(t *testing.T) {
 	url := pgtest.URL(t)

@@ -1,6 +1,7 @@
 package sqlstore_test
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -201,6 +202,40 @@ func TestPostgresStandbyIsRefused(t *testing.T) {
 	}
 	defer s.Close()
 	keystest.MustInsert(t, s, keystest.NewKey("org", keys.StateActive))
+}
+
+// C23: nothing is read from a standby, also when it is the first host of the URL: what was answered need not be there yet.
+func TestC23NothingIsReadFromAStandby(t *testing.T) {
+	primary := pgtest.NewServer(t)
+	o := sqlstore.Options{URL: primary.URL(), Ring: newRing(t, newLine(t, "m1"))}
+	first, err := sqlstore.Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	k := keystest.NewKey("org", keys.StateActive)
+	keystest.MustInsert(t, first, k)
+	standby := primary.NewStandby(t, false)
+	standby.WaitReplayed(t)
+	standby.Withhold(t)
+
+	o.URL = "postgres://postgres@" + standby.Address() + "," + primary.Address() + "/postgres?sslmode=disable"
+	s, err := sqlstore.Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	k.State = keys.StateRevoked
+	commit := keystest.MustWrite(t, s, func(ctx context.Context, tx keys.Tx) error { return keystest.Update(ctx, tx, k) })
+	if got, err := s.Key(t.Context(), k.ID); err != nil || got.State != keys.StateRevoked {
+		t.Errorf("Key: %q, %v", got.State, err)
+	}
+	if got, err := s.LookUp(t.Context(), k.Digest, ""); err != nil || got.Key.State != keys.StateRevoked {
+		t.Errorf("LookUp: %q, %v", got.Key.State, err)
+	}
+	if got, err := s.Changes(t.Context(), keys.Mark{}, 100); err != nil || got.Mark.Revision != commit {
+		t.Errorf("Changes up to %d of %d, %v", got.Mark.Revision, commit, err)
+	}
 }
 
 func TestDurability(t *testing.T) {
