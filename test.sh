@@ -43,7 +43,6 @@ say "go vet"
 go vet ./...
 go vet -tags failpoints ./...
 go vet -tags defects ./internal/defect
-go vet -tags defects ./internal/defect
 
 say "one static binary (R6)"
 binary=$(mktemp -d)/keyward

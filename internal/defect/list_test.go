@@ -271,11 +271,11 @@ CREATE TABLE lineage (`,
 
 	{"reads go to a standby", []Defect{{File: postgresFile,
 		Old: `	e := &engine{
-		name: Postgres, writer: open(postgresWriters), reader: open(postgresReaders), lease`,
+		name: Postgres, writer: open(writing, postgresWriters), reader: open(config, postgresReaders), lease`,
 		New: `	any := *config
 	any.ValidateConnect = nil
 	e := &engine{
-		name: Postgres, writer: open(postgresWriters), reader: stdlib.OpenDB(any), lease`,
+		name: Postgres, writer: open(writing, postgresWriters), reader: stdlib.OpenDB(any), lease`,
 	}}, store, "TestC23NothingIsReadFromAStandby", false},
 
 	{"SQLite's synchronous is NORMAL", []Defect{{File: sqliteFile,

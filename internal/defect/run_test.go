@@ -23,6 +23,7 @@ const (
 	buildTime = 5 * time.Minute
 
 	simulation = "TestSimulation"
+	seeds      = 300 // of it, at most
 )
 
 // Each error is found by its test, and by nothing but the error: without any, the same tests pass. What it prints is the table of
@@ -118,7 +119,11 @@ func runTests(t *testing.T, database, room, overlay string, most time.Duration, 
 	}
 	running, cancel := context.WithTimeout(t.Context(), most)
 	defer cancel()
-	run := exec.CommandContext(running, binary, "-test.v", "-test.run", strings.Join(patterns, "|"))
+	arguments := []string{"-test.v", "-test.run", strings.Join(patterns, "|")}
+	if room == verification {
+		arguments = append(arguments, fmt.Sprint("-verify.seeds=", seeds))
+	}
+	run := exec.CommandContext(running, binary, arguments...)
 	run.Dir = filepath.Join(root, filepath.FromSlash(room))
 	run.Env = append(os.Environ(), pgtest.Environment+"="+database)
 	began := time.Now()
