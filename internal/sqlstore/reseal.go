@@ -182,7 +182,7 @@ func (r *resealing) entries(ctx context.Context, tx *transaction) (more bool, er
 // back is as wrong under the new weight as it was under the old.
 func (s *Store) resealState(ctx context.Context) error {
 	return s.transactWithin(ctx, s.writer, func(ctx context.Context, tx *transaction) error {
-		if err := s.noStatementTimeout(ctx, tx.Tx); err != nil {
+		if err := s.noTimeouts(ctx, tx.Tx); err != nil {
 			return err
 		}
 		t, err := s.lock(ctx, tx, lockMeta)

@@ -426,18 +426,22 @@ func (s *Store) viewOn(ctx context.Context, on beginner, fn func(context.Context
 // viewAll is view for reading whole tables, which may take longer than any one statement should.
 func (s *Store) viewAll(ctx context.Context, fn func(context.Context, *sql.Tx) error) error {
 	return s.view(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		if err := s.noStatementTimeout(ctx, tx); err != nil {
+		if err := s.noTimeouts(ctx, tx); err != nil {
 			return err
 		}
 		return fn(ctx, tx)
 	})
 }
 
-func (s *Store) noStatementTimeout(ctx context.Context, tx *sql.Tx) error {
+// noTimeouts is for a transaction that reads whole tables: its statements take long, and so does what is reckoned between them.
+func (s *Store) noTimeouts(ctx context.Context, tx *sql.Tx) error {
 	if s.name != Postgres {
 		return nil
 	}
-	_, err := tx.ExecContext(ctx, `SET LOCAL statement_timeout = 0`)
+	if _, err := tx.ExecContext(ctx, `SET LOCAL statement_timeout = 0`); err != nil {
+		return err
+	}
+	_, err := tx.ExecContext(ctx, `SET LOCAL idle_in_transaction_session_timeout = 0`)
 	return err
 }
 
