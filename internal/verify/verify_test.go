@@ -547,8 +547,8 @@ func TestP5RefuseRow(t *testing.T) {
 		secret, key := newKey(t, "org_a", keys.Live)
 		other, otherKey := newKey(t, "org_b", keys.Live)
 		feed.write(key, otherKey)
+		idle(t, feed).RefuseRow("keys", key.ID) // nothing is loaded
 		v, _ := start(t, feed, nil)
-		v.RefuseRow("keys", key.ID) // nothing is loaded yet
 		synctest.Wait()
 		v.RefuseRow("keys", key.ID)
 		v.RefuseRow("organizations", "org_b")
