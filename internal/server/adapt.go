@@ -50,6 +50,7 @@ type exchange struct {
 	segment   string     // the text of the path's {name} segment
 	query     url.Values // only the parameters the route takes, each once
 	call      keys.Call  // who asks; Principal is set behind userToken alone
+	nginx     bool       // nginx asks: it takes 200, 401 and 403 alone
 
 	status int      // 0 until the answer has begun
 	code   api.Code // of the problem answered
@@ -98,11 +99,12 @@ func (s *Server) handler(l *listener) http.Handler {
 // serve lets the request through to its route.
 func (s *Server) serve(l *listener, x *exchange) error {
 	x.prepare(l)
-	if headerSize(x.r) > maxHeader {
-		return &keys.Error{Code: api.HeadersTooLarge, Detail: "The request line and the headers must be at most 16 KiB together."}
-	}
 	if answered, err := s.match(l, x); answered || err != nil {
 		return err
+	}
+	x.nginx = x.route.pattern == authorizePath && nginxAsks(x.r.URL)
+	if headerSize(x.r) > maxHeader {
+		return &keys.Error{Code: api.HeadersTooLarge, Detail: "The request line and the headers must be at most 16 KiB together."}
 	}
 	if !x.route.quiet {
 		// A client that hangs up does not break off a write that has begun.

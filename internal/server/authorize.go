@@ -15,10 +15,14 @@ import (
 // times, which narrows to nothing anyone owns (V3).
 const notAnAccount = "-"
 
-// Values of X-Keyward-Payments-Enabled.
+// statusHeader tells nginx the status that was meant.
+const statusHeader = "X-Keyward-Status"
+
+// Values of X-Keyward-Payments-Enabled, and of statusHeader when a request may pass.
 var (
 	paymentsEnabled  = []string{"true"}
 	paymentsDisabled = []string{"false"}
+	statusOK         = []string{"200"}
 )
 
 // authorize answers a proxy's question whether a request may pass (V2). A proxy sends the request's own
@@ -61,9 +65,16 @@ func (s *Server) authorize(x *exchange) error {
 	if verdict.PaymentsEnabled {
 		out["X-Keyward-Payments-Enabled"] = paymentsEnabled
 	}
+	if x.nginx {
+		out[statusHeader] = statusOK
+	}
 	x.WriteHeader(http.StatusOK)
 	return nil
 }
+
+// nginxAsks reports whether ?mode=nginx asks for an answer that nginx's auth_request understands: to it, any status
+// but 200, 401 and 403 is a fault of its own, which it answers with 500.
+func nginxAsks(u *url.URL) bool { return u.RawQuery != "" && u.Query().Get("mode") == "nginx" }
 
 // connectedAccount returns the account that X-Connected-Account-ID or the body's member of that meaning
 // narrows to, empty when neither was sent. They must agree when both were: a caller that looks at one alone must
@@ -133,7 +144,7 @@ func basicUser(v string) string {
 }
 
 // required reads ?env=, by which a proxy's configuration narrows a route to one environment, and ?min_revision=, the least
-// revision it lets a verdict rest on. Anything else in the query is the client's own, which some proxies pass along.
+// revision it lets a verdict rest on, and checks ?mode=. Anything else in the query is the client's own, which some proxies pass along.
 func required(u *url.URL) (r verify.Request, err error) {
 	if u.RawQuery == "" {
 		return r, nil
@@ -142,10 +153,13 @@ func required(u *url.URL) (r verify.Request, err error) {
 	if err != nil {
 		return r, keys.Invalid("", "The query string is malformed.")
 	}
-	for _, name := range [...]string{"env", "min_revision"} {
+	for _, name := range [...]string{"env", "min_revision", "mode"} {
 		if len(values[name]) > 1 {
 			return r, keys.Invalid(name, name+" must be given once.")
 		}
+	}
+	if mode := parameter(values, "mode"); mode != nil && *mode != "nginx" {
+		return r, keys.Invalid("mode", `mode must be "nginx"; leave it out for every other proxy.`)
 	}
 	if r.Environment, err = environment("env", parameter(values, "env")); err != nil {
 		return r, err

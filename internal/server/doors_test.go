@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -331,6 +332,73 @@ func TestV2Authorize(t *testing.T) {
 			}
 		})
 	}
+}
+
+// V2: nginx's auth_request takes 200, 401 and 403 alone, and learns the status that was meant.
+func TestV2AuthorizeForNginx(t *testing.T) {
+	p := newPeople(t, func(s *setup) {
+		s.verifier = func(v Verifier) Verifier { return refuser{v} }
+	})
+	secret := func(v string) http.Header { return http.Header{"X-Api-Key": {v}} }
+	with := func(h http.Header, name string, values ...string) http.Header {
+		h[name] = values
+		return h
+	}
+	for _, tt := range []struct {
+		name   string
+		query  string
+		header http.Header
+		status int
+		meant  string
+		code   api.Code
+	}{
+		{"valid", "", secret(p.live.Key), 200, "200", ""},
+		{"valid, right environment", "&env=live", secret(p.live.Key), 200, "200", ""},
+		{"valid, with a status of the client's own", "", with(secret(p.live.Key), "X-Keyward-Status", "503"), 200, "200", ""},
+		{"nothing", "", http.Header{}, 401, "401", api.InvalidToken},
+		{"revoked, with a status of the client's own", "", with(secret(p.revoked.Key), "X-Keyward-Status", "200"), 401, "401", api.InvalidToken},
+		{"another's child", "", with(secret(p.live.Key), "X-Connected-Account-Id", "org_stranger"), 403, "403", api.ConnectedAccount},
+		{"undecided", "&min_revision=9000", secret(p.live.Key), 403, "503", api.Unavailable},
+		{"panic", "&min_revision=9001", secret(p.live.Key), 403, "500", api.Internal},
+		{"secret in the URL", "", with(secret(p.live.Key), "X-Original-Uri", "/?key="+p.live.Key), 403, "400", api.InvalidRequest},
+		{"env unknown", "&env=prod", secret(p.live.Key), 403, "400", api.InvalidRequest},
+		{"mode twice", "&mode=nginx", secret(p.live.Key), 403, "400", api.InvalidRequest},
+		{"query malformed", "&%zz", secret(p.live.Key), 403, "400", api.InvalidRequest},
+		{"headers too large", "", with(secret(p.live.Key), "X-Much", strings.Repeat("x", maxHeader)), 403, "431", api.HeadersTooLarge},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got := p.do(ask{method: "GET", url: p.internal + "/v1/authorize?mode=nginx" + tt.query, header: tt.header})
+			if got.status != tt.status || got.header.Get("X-Keyward-Status") != tt.meant || got.problem.Code != tt.code {
+				t.Fatalf("%d, meant %q, code %q", got.status, got.header.Get("X-Keyward-Status"), got.problem.Code)
+			}
+			if retry := got.header.Get("Retry-After"); (retry == "1") != (tt.meant == "503") {
+				t.Errorf("Retry-After %q", retry)
+			}
+			if n := len(names(got.header, "X-Keyward-")); n != map[bool]int{true: 6, false: 1}[tt.status == 200] {
+				t.Errorf("%d X-Keyward headers", n)
+			}
+		})
+	}
+	for _, query := range []string{"?mode=", "?mode=envoy", "?mode=NGINX", "?mode=plain&mode=nginx"} {
+		got := p.do(ask{method: "GET", url: p.internal + "/v1/authorize" + query, header: secret(p.live.Key)})
+		got.refused(t, 400, api.InvalidRequest, "mode")
+		if len(names(got.header, "X-Keyward-")) > 0 {
+			t.Errorf("%s: %v", query, got.header)
+		}
+	}
+}
+
+// refuser cannot decide, or panics, for two revisions that are not there yet.
+type refuser struct{ Verifier }
+
+func (v refuser) Verify(ctx context.Context, r verify.Request) (verify.Verdict, error) {
+	switch r.MinRevision {
+	case 9000:
+		return verify.Verdict{}, errors.New("undecided")
+	case 9001:
+		panic("on purpose")
+	}
+	return v.Verifier.Verify(ctx, r)
 }
 
 // V4: introspection (RFC 7662).

@@ -75,6 +75,12 @@ func (x *exchange) problem(err error) {
 	}
 	x.code, x.cause = refusal.Code, cause
 	h := x.Header()
+	status := kind.status
+	if x.nginx {
+		if h[statusHeader] = []string{strconv.Itoa(status)}; status != http.StatusUnauthorized {
+			status = http.StatusForbidden
+		}
+	}
 	retry := refusal.RetryAfter
 	switch kind.status {
 	case http.StatusUnauthorized:
@@ -88,7 +94,7 @@ func (x *exchange) problem(err error) {
 		h.Set("Retry-After", strconv.Itoa(keys.RetrySeconds(retry)))
 	}
 	p := api.Problem{
-		Type: problemType + string(refusal.Code), Title: kind.title, Status: kind.status,
+		Type: problemType + string(refusal.Code), Title: kind.title, Status: status,
 		Detail: refusal.Detail, Code: refusal.Code, RequestID: x.requestID, Param: refusal.Param,
 	}
 	switch refusal.Code {
@@ -104,6 +110,6 @@ func (x *exchange) problem(err error) {
 		return
 	}
 	h["Content-Type"] = problemJSON
-	x.WriteHeader(kind.status)
+	x.WriteHeader(status)
 	_, _ = x.Write(body) // the client is gone; there is nobody left to tell
 }

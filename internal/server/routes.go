@@ -31,6 +31,9 @@ const anyMethod = "*"
 // endpoint answers a request that passed everything before it, or returns the error to answer.
 type endpoint func(x *exchange) error
 
+// authorizePath is where proxies ask.
+const authorizePath = "/v1/authorize"
+
 // route is one line of the table.
 type route struct {
 	listener string
@@ -64,7 +67,7 @@ func (s *Server) routes() []route {
 		{public, "GET", "/docs/docs.js", open, "", anyQuery, false, docs},
 
 		{internal, "POST", "/v1/verify", internalToken, "", nil, true, s.verify},
-		{internal, anyMethod, "/v1/authorize", forwarded, "", anyQuery, true, s.authorize},
+		{internal, anyMethod, authorizePath, forwarded, "", anyQuery, true, s.authorize},
 		{internal, "POST", "/v1/introspect", internalToken, "", nil, true, s.introspect},
 
 		{internal, "GET", "/v1/organizations", internalToken, "", []string{"limit", "cursor"}, false, handle(s, readPage, s.listOrganizations)},
