@@ -37,11 +37,13 @@ var mayImport = map[string][]string{
 	"internal/sqlstore":             {"token", "internal/keys", "internal/seal", "internal/sqlstore/migrations"},
 	"internal/identity":             {"internal/keys"},
 	"internal/probe":                {"api", "token", "internal/keys"},
-	"internal/server":               {"api", "token", "internal/keys", "internal/verify", "internal/identity", "internal/failpoint", "internal/sqlstore"},
-	"cmd/keyward":                   {"", "api", "token", "internal/keys", "internal/verify", "internal/identity", "internal/seal", "internal/sqlstore", "internal/probe", "internal/server", "examples/payments/paymentsapi"},
+	"internal/door":                 {"api", "token", "internal/keys", "internal/verify"},
+	"internal/extauthz":             {"api", "token", "internal/keys", "internal/verify", "internal/door"},
+	"internal/server":               {"api", "token", "internal/door", "internal/keys", "internal/verify", "internal/identity", "internal/failpoint", "internal/sqlstore"},
+	"cmd/keyward":                   {"", "api", "token", "internal/keys", "internal/verify", "internal/identity", "internal/seal", "internal/sqlstore", "internal/probe", "internal/server", "internal/extauthz", "examples/payments/paymentsapi"},
 	"examples/payments":             {"", "examples/payments/paymentsapi"},
 	"examples/payments/paymentsapi": {""},
-	"bench":                         {"api", "token", "internal/keys", "internal/seal", "internal/sqlstore", "internal/verify", "internal/server"},
+	"bench":                         {"api", "token", "internal/keys", "internal/seal", "internal/sqlstore", "internal/verify", "internal/server", "internal/extauthz"},
 }
 
 // testRooms are imported by tests alone.

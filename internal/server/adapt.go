@@ -2,10 +2,6 @@ package server
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/sha256"
-	"crypto/subtle"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,17 +12,13 @@ import (
 	"runtime/debug"
 	"slices"
 	"strconv"
-	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/door"
 	"github.com/syncgram/keyward/internal/identity"
 	"github.com/syncgram/keyward/internal/keys"
 )
-
-// maxHeader is how many bytes the request line and the headers may have together.
-const maxHeader = 16 << 10
 
 // Header values that most answers share. They are never changed in place.
 var (
@@ -81,7 +73,7 @@ func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
 func (s *Server) handler(l *listener) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began := time.Now()
-		x := &exchange{ResponseWriter: w, r: r, ctx: r.Context(), route: &l.unmatched, requestID: s.requestID(r.Header)}
+		x := &exchange{ResponseWriter: w, r: r, ctx: r.Context(), route: &l.unmatched, requestID: s.requestIDs.Of(r.Header["X-Request-Id"])}
 		defer func() {
 			panicked := recover()
 			answered := panicked == nil || panicked != http.ErrAbortHandler && s.survive(l, x, panicked)
@@ -103,8 +95,8 @@ func (s *Server) serve(l *listener, x *exchange) error {
 		return err
 	}
 	x.nginx = x.route.pattern == authorizePath && nginxAsks(x.r.URL)
-	if headerSize(x.r) > maxHeader {
-		return &keys.Error{Code: api.HeadersTooLarge, Detail: "The request line and the headers must be at most 16 KiB together."}
+	if headerSize(x.r) > door.MaxHeader {
+		return door.HeadersTooLarge()
 	}
 	if !x.route.quiet {
 		// A client that hangs up does not break off a write that has begun.
@@ -179,37 +171,21 @@ func (s *Server) admit(x *exchange) error {
 		}
 		return s.cfg.Service.Admit(x.ctx, x.call, x.route.action, x.segment)
 	case internalToken:
-		return s.checkInternal(bearer(x.r.Header))
+		return s.tokens.Check(door.Bearer(x.r.Header["Authorization"]))
 	case forwarded:
 		if values := x.r.Header["X-Internal-Token"]; len(values) == 1 {
-			return s.checkInternal(values[0])
+			return s.tokens.Check(values[0])
 		}
-		return s.checkInternal("")
+		return s.tokens.Check("")
 	default:
 		return nil
 	}
 }
 
-// checkInternal compares a token with every internal one, in constant time.
-func (s *Server) checkInternal(token string) error {
-	if len(s.tokens) == 0 {
-		return nil
-	}
-	digest := sha256.Sum256([]byte(token))
-	match := 0
-	for i := range s.tokens {
-		match |= subtle.ConstantTimeCompare(digest[:], s.tokens[i][:])
-	}
-	if match != 1 {
-		return &keys.Error{Code: api.InternalTokenRequired, Detail: "This listener is for the deployment's own services. Send one of its internal tokens."}
-	}
-	return nil
-}
-
 // authenticate sets the principal from the bearer token (C1).
 func (s *Server) authenticate(x *exchange) error {
 	invalid := &keys.Error{Code: api.InvalidToken, Detail: "Send a valid access token of a signed-in user: Authorization: Bearer <access_token>."}
-	token := bearer(x.r.Header)
+	token := door.Bearer(x.r.Header["Authorization"])
 	switch {
 	case token == "":
 		x.reason = "no single bearer token"
@@ -230,20 +206,6 @@ func (s *Server) authenticate(x *exchange) error {
 	return nil
 }
 
-// bearer returns the token of the one Authorization header, or nothing (RFC 6750 section 2.1).
-func bearer(h http.Header) string {
-	values := h["Authorization"]
-	if len(values) != 1 {
-		return ""
-	}
-	scheme, token, _ := strings.Cut(values[0], " ")
-	token = strings.Trim(token, " ")
-	if !strings.EqualFold(scheme, "Bearer") || strings.ContainsAny(token, " \t,") {
-		return ""
-	}
-	return token
-}
-
 // refuse leaves the refusal of an authenticated management call in the audit log, and passes any
 // other through.
 func (s *Server) refuse(x *exchange, err error) error {
@@ -260,8 +222,8 @@ func (x *exchange) readQuery(s *Server) error {
 	if raw == "" || slices.Equal(x.route.query, anyQuery) {
 		return nil
 	}
-	if s.holdsSecret(raw) {
-		return secretInURL()
+	if door.HoldsSecret(s.cfg.Format, raw) {
+		return door.SecretInURL()
 	}
 	values, err := url.ParseQuery(raw)
 	if err != nil {
@@ -412,58 +374,6 @@ func remoteAddress(r *http.Request) string {
 	return host
 }
 
-// requestIDs makes ids that are unique over processes and restarts. They are no secret.
-type requestIDs struct {
-	process string
-	count   *atomic.Uint64
-}
-
-func newRequestIDs() requestIDs {
-	var b [8]byte
-	rand.Read(b[:])
-	return requestIDs{"req_" + hex.EncodeToString(b[:]) + "_", new(atomic.Uint64)}
-}
-
-func (g requestIDs) next() string {
-	var b [64]byte
-	return string(strconv.AppendUint(append(b[:0], g.process...), g.count.Add(1), 36))
-}
-
-// requestID keeps the client's request id when there is one, it has 1–128 letters, digits and
-// ._:/+=@- only, and holds no secret; otherwise it makes one (C26, V7).
-func (s *Server) requestID(h http.Header) string {
-	values := h["X-Request-Id"]
-	if len(values) != 1 || values[0] == "" || len(values[0]) > 128 || s.holdsSecret(values[0]) {
-		return s.requestIDs.next()
-	}
-	for _, c := range []byte(values[0]) {
-		if !(c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z' || strings.IndexByte("._:/+=@-", c) >= 0) {
-			return s.requestIDs.next()
-		}
-	}
-	return values[0]
-}
-
-// holdsSecret reports whether text has part of a secret in it, also when it is percent-encoded, twice
-// at most.
-func (s *Server) holdsSecret(text string) bool {
-	for range 3 {
-		if s.cfg.Format.HoldsPart(text) {
-			return true
-		}
-		plain, err := url.QueryUnescape(text)
-		if err != nil || plain == text {
-			return false
-		}
-		text = plain
-	}
-	return false
-}
-
-func secretInURL() error {
-	return keys.Invalid("", "A secret must never be part of a URL: URLs are logged and remembered. Send it in a header, and roll the key it belongs to.")
-}
-
 // survive reports a panic and answers it, unless an answer had begun: then it returns false.
 func (s *Server) survive(l *listener, x *exchange, panicked any) bool {
 	l.metrics.panics.Inc()
@@ -498,7 +408,7 @@ func (s *Server) account(l *listener, x *exchange, took time.Duration) {
 	l.metrics.observe(x.route, method(x.r), x.status, took)
 	level := slog.LevelInfo
 	switch {
-	case x.route.quiet && x.status == http.StatusServiceUnavailable && !s.undecided.allow(time.Now()):
+	case x.route.quiet && x.status == http.StatusServiceUnavailable && !s.undecided.Allow(time.Now()):
 		level = slog.LevelDebug // one line a second tells of an outage as well as a million do
 	case x.route.quiet && x.status == http.StatusServiceUnavailable:
 		level = slog.LevelWarn // a node that starts answers so, too

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/door"
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/verify"
 )
@@ -364,7 +365,7 @@ func TestV2AuthorizeForNginx(t *testing.T) {
 		{"env unknown", "&env=prod", secret(p.live.Key), 403, "400", api.InvalidRequest},
 		{"mode twice", "&mode=nginx", secret(p.live.Key), 403, "400", api.InvalidRequest},
 		{"query malformed", "&%zz", secret(p.live.Key), 403, "400", api.InvalidRequest},
-		{"headers too large", "", with(secret(p.live.Key), "X-Much", strings.Repeat("x", maxHeader)), 403, "431", api.HeadersTooLarge},
+		{"headers too large", "", with(secret(p.live.Key), "X-Much", strings.Repeat("x", door.MaxHeader)), 403, "431", api.HeadersTooLarge},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got := p.do(ask{method: "GET", url: p.internal + "/v1/authorize?mode=nginx" + tt.query, header: tt.header})

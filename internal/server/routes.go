@@ -67,7 +67,7 @@ func (s *Server) routes() []route {
 		{public, "GET", "/docs/docs.js", open, "", anyQuery, false, docs},
 
 		{internal, "POST", "/v1/verify", internalToken, "", nil, true, s.verify},
-		{internal, anyMethod, authorizePath, forwarded, "", anyQuery, true, s.authorize},
+		{internal, anyMethod, authorizePath, forwarded, "", anyQuery, true, s.authorize(rulesInQuery)},
 		{internal, "POST", "/v1/introspect", internalToken, "", nil, true, s.introspect},
 
 		{internal, "GET", "/v1/organizations", internalToken, "", []string{"limit", "cursor"}, false, handle(s, readPage, s.listOrganizations)},

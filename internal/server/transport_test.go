@@ -35,6 +35,7 @@ import (
 
 	"github.com/syncgram/keyward/api"
 	"github.com/syncgram/keyward/internal/apitest"
+	"github.com/syncgram/keyward/internal/door"
 	"github.com/syncgram/keyward/internal/keys"
 )
 
@@ -227,7 +228,7 @@ func TestHeaderLimit(t *testing.T) {
 	for _, n := range []int{15 << 10, 17 << 10, 30 << 10} {
 		for _, url := range []string{f.public + "/docs", f.internal + "/v1/authorize"} {
 			got := f.do(ask{method: "GET", url: url, header: http.Header{"X-Padding": {strings.Repeat("x", n)}}})
-			if n > maxHeader {
+			if n > door.MaxHeader {
 				got.refused(t, 431, api.HeadersTooLarge, "")
 			} else if got.status == 431 {
 				t.Errorf("%d bytes: 431", n)
