@@ -184,13 +184,13 @@ func Run(tb testing.TB, o Options) *Process {
 	if o.Dir == "" {
 		o.Dir = tb.TempDir()
 	}
-	p := &Process{Dir: o.Dir, options: o, stdout: newOutput(), stderr: newOutput(), exited: make(chan struct{})}
+	p := &Process{Dir: o.Dir, options: o, stdout: NewOutput(), stderr: NewOutput(), exited: make(chan struct{})}
 	p.cmd = exec.Command(makeBinary(tb, build{o.Tags, o.Overlay}), o.Args...)
 	p.cmd.Dir = o.Dir
 	p.cmd.Env = append(cleanEnv(), o.Env...)
 	p.cmd.Stdin = o.Stdin
 	p.cmd.Stdout, p.cmd.Stderr = p.stdout, p.stderr
-	p.cmd.SysProcAttr = dieWithParent()
+	p.cmd.SysProcAttr = DieWithParent(syscall.SIGKILL)
 	if err := p.cmd.Start(); err != nil {
 		tb.Fatal(err)
 	}
@@ -438,7 +438,8 @@ type Output struct {
 	more chan struct{} // closed by the next write; guarded by mu
 }
 
-func newOutput() *Output { return &Output{more: make(chan struct{})} }
+// NewOutput returns an empty one.
+func NewOutput() *Output { return &Output{more: make(chan struct{})} }
 
 // Write implements io.Writer.
 func (o *Output) Write(b []byte) (int, error) {
