@@ -30,6 +30,7 @@ var mayImport = map[string][]string{
 	"token":                         {},
 	"internal/credential":           {},
 	"":                              {"api", "internal/credential"},
+	"keywardgrpc":                   {"", "internal/credential"},
 	"internal/failpoint":            {},
 	"internal/faultproxy":           {},
 	"internal/seal":                 {},
