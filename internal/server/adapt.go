@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/credential"
 	"github.com/syncgram/keyward/internal/door"
 	"github.com/syncgram/keyward/internal/identity"
 	"github.com/syncgram/keyward/internal/keys"
@@ -171,7 +172,7 @@ func (s *Server) admit(x *exchange) error {
 		}
 		return s.cfg.Service.Admit(x.ctx, x.call, x.route.action, x.segment)
 	case internalToken:
-		return s.tokens.Check(door.Bearer(x.r.Header["Authorization"]))
+		return s.tokens.Check(credential.Bearer(x.r.Header["Authorization"]))
 	case forwarded:
 		if values := x.r.Header["X-Internal-Token"]; len(values) == 1 {
 			return s.tokens.Check(values[0])
@@ -185,7 +186,7 @@ func (s *Server) admit(x *exchange) error {
 // authenticate sets the principal from the bearer token (C1).
 func (s *Server) authenticate(x *exchange) error {
 	invalid := &keys.Error{Code: api.InvalidToken, Detail: "Send a valid access token of a signed-in user: Authorization: Bearer <access_token>."}
-	token := door.Bearer(x.r.Header["Authorization"])
+	token := credential.Bearer(x.r.Header["Authorization"])
 	switch {
 	case token == "":
 		x.reason = "no single bearer token"
