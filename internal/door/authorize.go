@@ -2,6 +2,7 @@ package door
 
 import (
 	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/credential"
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/verify"
 )
@@ -31,21 +32,21 @@ type Rules struct {
 // Authorize decides whether a request may pass (V2, V3). decide asks for a verdict and counts it; its error is what
 // is answered when there is none. The verdict is valid when err is nil.
 func Authorize(a Asked, rules Rules, decide func(verify.Request) (verify.Verdict, error)) (verify.Verdict, error) {
-	secret, ok := Credential(a.Authorization, a.APIKey)
+	secret, ok := credential.Secret(a.Authorization, a.APIKey)
 	if !ok {
 		return verify.Verdict{}, unauthorized()
 	}
 	r := verify.Request{
-		Secret: secret, ConnectedAccountID: ConnectedAccount(a.ConnectedAccount),
+		Secret: secret, ConnectedAccountID: credential.Account(a.ConnectedAccount),
 		Environment: rules.Environment, MinRevision: rules.MinRevision,
 	}
 	detail := "The connected account is not one of this API key's organization."
 	// A route's rule is broken only by a key that is accepted: so it is asked of the verdict, which counts no use then (V6).
 	switch {
 	case rules.Account == AccountRequired && r.ConnectedAccountID == "":
-		r.ConnectedAccountID, detail = NotAnAccount, "This route needs X-Connected-Account-ID."
+		r.ConnectedAccountID, detail = credential.NotAnAccount, "This route needs X-Connected-Account-ID."
 	case rules.Account == AccountForbidden && r.ConnectedAccountID != "":
-		r.ConnectedAccountID, detail = NotAnAccount, "This route is for the API key's own organization: leave X-Connected-Account-ID out."
+		r.ConnectedAccountID, detail = credential.NotAnAccount, "This route is for the API key's own organization: leave X-Connected-Account-ID out."
 	}
 	verdict, err := decide(r)
 	switch {

@@ -1,5 +1,5 @@
-// Package door holds what doors of every protocol share, so that a verdict means the same through each: how a credential,
-// a connected account and a request id are taken from a request, what a route may demand, and what is answered.
+// Package door holds what doors of every protocol share, so that a verdict means the same through each: how a request id is
+// taken from a request and a secret found where none may be, what a route may demand, and what is answered.
 // request.go is what is taken, authorize.go the decision about a request that wants to pass, problem.go the one map from
 // errors to answers.
 package door

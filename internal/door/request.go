@@ -2,7 +2,6 @@ package door
 
 import (
 	"crypto/rand"
-	"encoding/base64"
 	"encoding/hex"
 	"net/url"
 	"strconv"
@@ -12,76 +11,6 @@ import (
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/token"
 )
-
-// NotAnAccount names no organization: it stands for a connected account that was sent empty or several
-// times, which narrows to nothing anyone owns (V3).
-const NotAnAccount = "-"
-
-// ConnectedAccount returns the account that the values of X-Connected-Account-ID narrow to, empty when there are none.
-func ConnectedAccount(values []string) string {
-	switch {
-	case len(values) == 0:
-		return ""
-	case len(values) == 1 && values[0] != "":
-		return values[0]
-	default:
-		return NotAnAccount
-	}
-}
-
-// Credential returns the one secret that the values of Authorization and X-API-Key carry. Two that differ, several
-// Authorization headers and a scheme or form that is not taken are refused, so that no one behind the door reads another
-// credential than the one that was verified (V2).
-func Credential(authorization, apiKey []string) (secret string, ok bool) {
-	switch len(authorization) {
-	case 0:
-	case 1:
-		if secret = Bearer(authorization); secret == "" {
-			secret = basicUser(authorization[0])
-		}
-		if secret == "" {
-			return "", false
-		}
-	default:
-		return "", false
-	}
-	for _, v := range apiKey {
-		if secret == "" {
-			secret = v
-		}
-		if v == "" || v != secret {
-			return "", false
-		}
-	}
-	return secret, secret != ""
-}
-
-// Bearer returns the token of the one Authorization value, or nothing (RFC 6750 section 2.1).
-func Bearer(authorization []string) string {
-	if len(authorization) != 1 {
-		return ""
-	}
-	scheme, token, _ := strings.Cut(authorization[0], " ")
-	token = strings.Trim(token, " ")
-	if !strings.EqualFold(scheme, "Bearer") || strings.ContainsAny(token, " \t,") {
-		return ""
-	}
-	return token
-}
-
-// basicUser returns the user name of Basic credentials without a password (RFC 7617), else nothing.
-func basicUser(v string) string {
-	scheme, encoded, _ := strings.Cut(v, " ")
-	if !strings.EqualFold(scheme, "Basic") {
-		return ""
-	}
-	plain, err := base64.StdEncoding.Strict().DecodeString(strings.Trim(encoded, " "))
-	user, found := strings.CutSuffix(string(plain), ":")
-	if err != nil || !found || strings.Contains(user, ":") {
-		return ""
-	}
-	return user
-}
 
 // OriginalURLs are the headers, in canonical form, in which proxies send the URL the client asked them for.
 var OriginalURLs = [...]string{"X-Original-Uri", "X-Original-Url", "X-Forwarded-Uri"}

@@ -28,7 +28,9 @@ const root = "../.."
 var mayImport = map[string][]string{
 	"api":                           {},
 	"token":                         {},
-	"":                              {"api"},
+	"internal/credential":           {},
+	"":                              {"api", "internal/credential"},
+	"keywardgrpc":                   {"", "internal/credential"},
 	"internal/failpoint":            {},
 	"internal/faultproxy":           {},
 	"internal/seal":                 {},
@@ -37,9 +39,9 @@ var mayImport = map[string][]string{
 	"internal/sqlstore":             {"token", "internal/keys", "internal/seal", "internal/sqlstore/migrations"},
 	"internal/identity":             {"internal/keys"},
 	"internal/probe":                {"api", "token", "internal/keys"},
-	"internal/door":                 {"api", "token", "internal/keys", "internal/verify"},
-	"internal/extauthz":             {"api", "token", "internal/keys", "internal/verify", "internal/door"},
-	"internal/server":               {"api", "token", "internal/door", "internal/keys", "internal/verify", "internal/identity", "internal/failpoint", "internal/sqlstore"},
+	"internal/door":                 {"api", "token", "internal/credential", "internal/keys", "internal/verify"},
+	"internal/extauthz":             {"api", "token", "internal/credential", "internal/keys", "internal/verify", "internal/door"},
+	"internal/server":               {"api", "token", "internal/credential", "internal/door", "internal/keys", "internal/verify", "internal/identity", "internal/failpoint", "internal/sqlstore"},
 	"cmd/keyward":                   {"", "api", "token", "internal/keys", "internal/verify", "internal/identity", "internal/seal", "internal/sqlstore", "internal/probe", "internal/server", "internal/extauthz", "examples/payments/paymentsapi"},
 	"examples/payments":             {"", "examples/payments/paymentsapi"},
 	"examples/payments/paymentsapi": {""},
@@ -49,8 +51,8 @@ var mayImport = map[string][]string{
 // testRooms are imported by tests alone.
 var testRooms = []string{"internal/apitest", "internal/defect", "internal/pgtest", "internal/keywardtest", "internal/keys/keystest"}
 
-// standardOnly are the leaves that clients import: they bring no library along.
-var standardOnly = []string{"", "api", "token"}
+// standardOnly are the rooms that clients import: they bring no library along.
+var standardOnly = []string{"", "api", "token", "internal/credential"}
 
 // goFile is one parsed source file.
 type goFile struct {

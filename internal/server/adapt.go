@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/credential"
 	"github.com/syncgram/keyward/internal/door"
 	"github.com/syncgram/keyward/internal/identity"
 	"github.com/syncgram/keyward/internal/keys"
@@ -171,7 +172,9 @@ func (s *Server) admit(x *exchange) error {
 		}
 		return s.cfg.Service.Admit(x.ctx, x.call, x.route.action, x.segment)
 	case internalToken:
-		return s.tokens.Check(door.Bearer(x.r.Header["Authorization"]))
+		return s.tokens.Check(credential.Bearer(x.r.Header["Authorization"]))
+	case oauthClient:
+		return s.checkClient(x.r.Header["Authorization"])
 	case forwarded:
 		if values := x.r.Header["X-Internal-Token"]; len(values) == 1 {
 			return s.tokens.Check(values[0])
@@ -182,10 +185,24 @@ func (s *Server) admit(x *exchange) error {
 	}
 }
 
+// checkClient takes an internal token as a bearer token, or as the secret of an OAuth client of any name that authenticates by
+// client_secret_basic (RFC 6749 section 2.3.1). That has it form-encoded, but many clients send it as it is: either is the token.
+func (s *Server) checkClient(authorization []string) error {
+	if len(authorization) == 1 {
+		if _, secret, ok := credential.Basic(authorization[0]); ok {
+			if decoded, err := url.QueryUnescape(secret); err == nil && s.tokens.Check(decoded) == nil {
+				return nil
+			}
+			return s.tokens.Check(secret)
+		}
+	}
+	return s.tokens.Check(credential.Bearer(authorization))
+}
+
 // authenticate sets the principal from the bearer token (C1).
 func (s *Server) authenticate(x *exchange) error {
 	invalid := &keys.Error{Code: api.InvalidToken, Detail: "Send a valid access token of a signed-in user: Authorization: Bearer <access_token>."}
-	token := door.Bearer(x.r.Header["Authorization"])
+	token := credential.Bearer(x.r.Header["Authorization"])
 	switch {
 	case token == "":
 		x.reason = "no single bearer token"

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/url"
 
+	"github.com/syncgram/keyward/internal/credential"
 	"github.com/syncgram/keyward/internal/door"
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/verify"
@@ -55,7 +56,7 @@ func nginxAsks(u *url.URL) bool { return u.RawQuery != "" && u.Query().Get("mode
 // not act for another account than the one that was verified (V3).
 func connectedAccount(h http.Header, inBody *string) (string, error) {
 	values := h["X-Connected-Account-Id"]
-	account := door.ConnectedAccount(values)
+	account := credential.Account(values)
 	switch {
 	case inBody == nil:
 		return account, nil

@@ -9,7 +9,11 @@ import (
 	"github.com/syncgram/keyward/internal/door"
 )
 
-var challenge = []string{door.Challenge}
+var (
+	challenge = []string{door.Challenge}
+	// A client that authenticated by Basic is told Basic (RFC 6749 section 5.2).
+	challengeClient = []string{door.Challenge, `Basic realm="keyward"`}
+)
 
 // problem answers an error (C25, RFC 9457).
 func (x *exchange) problem(err error) {
@@ -27,6 +31,9 @@ func (x *exchange) problem(err error) {
 	}
 	if p.Status == http.StatusUnauthorized {
 		h["Www-Authenticate"] = challenge
+		if x.route.auth == oauthClient {
+			h["Www-Authenticate"] = challengeClient
+		}
 	}
 	if p.RetryAfter > 0 {
 		h.Set("Retry-After", strconv.Itoa(p.RetryAfter))

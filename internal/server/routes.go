@@ -23,6 +23,7 @@ const (
 	userToken                 // a user's JWT, and an organization that may manage keys (C1–C5)
 	internalToken             // one of the deployment's internal tokens, when it has any (R3)
 	forwarded                 // as internalToken, in X-Internal-Token: Authorization is the merchant's (V2)
+	oauthClient               // as internalToken, or the token as the secret of an OAuth client (RFC 7662 section 2.1)
 )
 
 // anyMethod is the method of a route that takes every one, OPTIONS too.
@@ -68,7 +69,7 @@ func (s *Server) routes() []route {
 
 		{internal, "POST", "/v1/verify", internalToken, "", nil, true, s.verify},
 		{internal, anyMethod, authorizePath, forwarded, "", anyQuery, true, s.authorize(rulesInQuery)},
-		{internal, "POST", "/v1/introspect", internalToken, "", nil, true, s.introspect},
+		{internal, "POST", "/v1/introspect", oauthClient, "", nil, true, s.introspect},
 
 		{internal, "GET", "/v1/organizations", internalToken, "", []string{"limit", "cursor"}, false, handle(s, readPage, s.listOrganizations)},
 		{internal, "GET", "/v1/organizations/{id}", internalToken, "", anyQuery, false, handle(s, readOrganizationID, s.getOrganization)},
