@@ -53,6 +53,7 @@ func (p *platform) doors() []door {
 		{"Caddy", p.askProxy(func() string { return p.caddy.url })},
 		{"Traefik's messages", p.askProxy(func() string { return p.traefik.URL })},
 		{"Go middleware", p.askMiddleware},
+		{"Go gRPC", p.grpc},
 	}
 }
 

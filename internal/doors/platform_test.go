@@ -43,6 +43,7 @@ type platform struct {
 	traefik   *traefik
 	checked   *httptest.Server // the API behind the Go middleware
 	live      *httptest.Server // the same, for live keys alone
+	grpc      func(request, int) (answer, error)
 	users     int
 	secrets   []string
 }
@@ -82,6 +83,7 @@ func newPlatform(t *testing.T) *platform {
 	p.live = httptest.NewServer(keyward.Middleware(client, keyward.WithEnv(keyward.Live))(p.api))
 	t.Cleanup(p.live.Close)
 	t.Cleanup(p.search) // after the proxies have ended
+	p.grpc = p.interceptors(client)
 	p.nginx = startNginx(p)
 	p.caddy = startCaddy(p)
 	p.traefik = newTraefik(p)
