@@ -101,6 +101,9 @@ func (p *platform) search() {
 			written[name] = text
 		}
 	}
+	if strings.Contains(written["Caddy caddy.log"], "expression") {
+		p.t.Error("Caddy: an expression of the Caddyfile fails")
+	}
 	for name, text := range written {
 		for _, secret := range p.secrets {
 			basic := base64.StdEncoding.EncodeToString([]byte(secret + ":"))
