@@ -113,7 +113,7 @@ func InURL(path, rawQuery string) bool {
 			if !strings.Contains(text, "%") {
 				break
 			}
-			text = decoded(text)
+			text = Decoded(text)
 		}
 		if InText(text) {
 			return true
@@ -122,8 +122,8 @@ func InURL(path, rawQuery string) bool {
 	return false
 }
 
-// decoded returns text with every percent-encoded octet in it decoded.
-func decoded(text string) string {
+// Decoded returns text with every percent-encoded octet in it decoded, and what is no encoding as it stands.
+func Decoded(text string) string {
 	var b strings.Builder
 	for i := 0; i < len(text); i++ {
 		if text[i] == '%' && i+2 < len(text) {

@@ -59,8 +59,8 @@ func TestC23EveryDoorRightAfterTheAnswer(t *testing.T) {
 				count += n
 			}
 		}
-		// Asked for itself twice a round in each of two modes, and by each of three proxies twice.
-		if want := float64(rounds * (2*2 + 3*2)); count < want*0.9 || count > want*1.1 {
+		// Asked for itself twice a round in each of three forms, and by each of three proxies twice.
+		if want := float64(rounds * (3*2 + 3*2)); count < want*0.9 || count > want*1.1 {
 			t.Errorf("node %d answered %v questions at /v1/authorize, want about %v", i, count, want)
 		}
 	}

@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+
 	"github.com/syncgram/keyward"
 	"github.com/syncgram/keyward/api"
 	"github.com/syncgram/keyward/examples/payments/paymentsapi"
@@ -44,6 +46,7 @@ type platform struct {
 	checked   *httptest.Server // the API behind the Go middleware
 	live      *httptest.Server // the same, for live keys alone
 	grpc      func(request, int) (answer, error)
+	envoy     []authv3.AuthorizationClient // of each node
 	users     int
 	secrets   []string
 }
@@ -67,9 +70,10 @@ func newPlatform(t *testing.T) *platform {
 		node := keywardtest.Start(t, keywardtest.Options{
 			Dir:         dir,
 			DatabaseURL: "postgres://postgres@" + database.Address() + "/postgres?sslmode=disable",
-			Flags:       []string{"--lease=" + lease.String(), "--log-level=debug"},
+			Flags:       []string{"--lease=" + lease.String(), "--log-level=debug", "--extauthz-listen=127.0.0.1:0"},
 		})
 		p.nodes = append(p.nodes, node)
+		p.envoy = append(p.envoy, p.connectEnvoy(node))
 		addresses = append(addresses, node.Internal)
 	}
 	client, err := keyward.New(keyward.Config{Addresses: addresses})

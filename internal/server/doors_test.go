@@ -389,6 +389,34 @@ func TestV2AuthorizeForNginx(t *testing.T) {
 	}
 }
 
+// V4: Envoy's HTTP mode puts the client's own path and query after the configured one. They change nothing of what is demanded.
+func TestV4AuthorizeForEnvoyOverHTTP(t *testing.T) {
+	p := newPeople(t, func(s *setup) { s.verifier = func(v Verifier) Verifier { return refuser{v} } })
+	for _, asked := range []string{
+		"/", "/v1/payments", "/v1/payments/", "//", "/%2F%2e%2e%2F", "/../organizations/org_live", "/:test/x", "/authorize:test/x", "/a%20b;c=d", "/%5c", "/é",
+		"/x?env=test", "/x?env=live&env=test", "/x?env=prod", "/x?mode=nginx", "/x?mode=plain", "/x?min_revision=9000", "/x?min_revision=9001", "/x?%zz", "/x??", "/?env=live",
+	} {
+		for _, tt := range []struct {
+			prefix, secret string
+			status         int
+		}{
+			{"", p.live.Key, 200}, {"", p.test.Key, 200}, {"", p.revoked.Key, 401},
+			{":live", p.live.Key, 200}, {":live", p.test.Key, 401},
+			{":test", p.live.Key, 401}, {":test", p.test.Key, 200}, {":test", p.revoked.Key, 401},
+		} {
+			for _, method := range []string{"GET", "POST", "OPTIONS", "DELETE"} {
+				got := p.do(ask{method: method, url: p.internal + "/v1/authorize" + tt.prefix + asked, header: http.Header{"X-Api-Key": {tt.secret}}})
+				if got.status != tt.status || got.header.Get("X-Keyward-Status") != "" {
+					t.Errorf("%s %s%s: %d, want %d: %s", method, tt.prefix, asked, got.status, tt.status, got.body)
+				}
+			}
+		}
+	}
+	for _, asked := range []string{"/" + p.live.Key, "/x?key=" + p.live.Key, "/x/" + percent(p.live.Key), "/x?" + percent(percent(p.live.Key))} {
+		p.do(ask{method: "GET", url: p.internal + "/v1/authorize:live" + asked, header: http.Header{"X-Api-Key": {p.live.Key}}}).refused(t, 400, api.InvalidRequest, "")
+	}
+}
+
 // refuser cannot decide, or panics, for two revisions that are not there yet.
 type refuser struct{ Verifier }
 
