@@ -418,6 +418,9 @@ func (s *Server) account(l *listener, x *exchange, took time.Duration) {
 		slog.String("listener", l.name), slog.String("method", door.Method(x.r.Method)), slog.String("route", x.route.pattern),
 		slog.Int("status", x.status), slog.Float64("duration_ms", float64(took)/float64(time.Millisecond)),
 		slog.String("request_id", x.requestID), slog.String("remote", door.RemoteAddress(x.r.RemoteAddr)))
+	if x.route.auth == forwarded {
+		attrs = append(attrs, s.original(x.r.Header)...)
+	}
 	if x.call.Principal.User != "" {
 		attrs = append(attrs, slog.String("user", x.call.Principal.User), slog.String("organization", x.call.Principal.OrganizationID))
 	}
