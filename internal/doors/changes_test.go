@@ -66,11 +66,93 @@ func TestC23EveryDoorRightAfterTheAnswer(t *testing.T) {
 	}
 }
 
+// What goes for nginx and Caddy beside their verdicts.
+func TestV2Proxies(t *testing.T) {
+	p := newPlatform(t)
+	p.organization("org_a", `{"payments_enabled":true,"current_env":"live"}`)
+	p.organization("org_child", `{"parent_organization_id":"org_a"}`)
+	k := p.create("org_a", 0)
+	for _, tt := range []struct {
+		name string
+		test func(*testing.T, *platform, key)
+	}{{"payments", testPayments}, {"limits", testLimits}, {"nodes go away", testNodesGoAway}} {
+		t.Run(tt.name, func(t *testing.T) { tt.test(t, p, k) })
+	}
+}
+
+// The payments API of examples works behind each proxy as it does alone, and a payment is its merchant's.
+func testPayments(t *testing.T, p *platform, k key) {
+	for _, x := range []*proxy{p.nginx, p.caddy} {
+		header := bearer(k.Key, "X-Test-Real", "1", "X-Connected-Account-ID", "org_child", "Content-Type", "application/json").header
+		resp, text, err := p.do("POST", x.url+"/v1/payments", `{"amount":1999,"currency":"eur","description":"Two coffees"}`, header)
+		if err != nil || resp.StatusCode != 201 {
+			t.Fatalf("%s: %v %s", x.name, err, text)
+		}
+		var paid struct {
+			ID                 string
+			Env                string
+			OrganizationID     string `json:"organization_id"`
+			ConnectedAccountID string `json:"connected_account_id"`
+		}
+		if err := json.Unmarshal(text, &paid); err != nil {
+			t.Fatal(err)
+		}
+		if paid.Env != "live" || paid.OrganizationID != "org_a" || paid.ConnectedAccountID != "org_child" {
+			t.Errorf("%s: %s", x.name, text)
+		}
+		resp, text, err = p.do("GET", x.url+"/v1/payments?limit=1&min_revision=999999999", "", header)
+		if err != nil || resp.StatusCode != 400 || !strings.Contains(string(text), "The query takes limit") {
+			t.Errorf("%s: a query is for the API, not for Keyward: %v %s", x.name, err, text)
+		}
+		resp, text, err = p.do("GET", x.url+"/v1/payments/"+paid.ID, "", header)
+		if err != nil || resp.StatusCode != 200 || !strings.Contains(string(text), paid.ID) {
+			t.Errorf("%s: %v %s", x.name, err, text)
+		}
+	}
+}
+
+// What a proxy does not pass on, it answers itself.
+func testLimits(t *testing.T, p *platform, k key) {
+	for _, x := range []*proxy{p.nginx, p.caddy} {
+		for name, tt := range map[string]struct {
+			path, body string
+			header     http.Header
+			status     []int
+		}{
+			"a body of 64 KB":           {"/v1/payments", strings.Repeat("x", 60_000), bearer(k.Key).header, []int{200}},
+			"a larger one":              {"/v1/payments", strings.Repeat("x", 70_000), bearer(k.Key).header, []int{413, 400}},
+			"headers of 20 KiB":         {"/v1/payments", "", bearer(k.Key, "X-Much", strings.Repeat("x", 20<<10)).header, []int{400, 431}},
+			"headers of 5 KiB":          {"/v1/payments", "", bearer(k.Key, "X-Much", strings.Repeat("x", 5<<10)).header, []int{200}},
+			"another path":              {"/v1/other", "", bearer(k.Key).header, []int{404}},
+			"a path that begins alike":  {"/v1/paymentsx", "", nil, []int{401, 404}},
+			"the question":              {"/_keyward", "", bearer(k.Key).header, []int{404}},
+			"the internal listener":     {"/v1/authorize", "", bearer(k.Key).header, []int{404}},
+			"a path around the door":    {"/v1/payments/../../v1/organizations", "", nil, []int{404}},
+			"a path with double slash":  {"//v1/payments", "", nil, []int{401, 404}},
+			"the door without a key":    {"/v1/payments/x", "", nil, []int{401}},
+			"the door, encoded":         {"/v1/%70ayments", "", nil, []int{401}},
+			"the other door without it": {"/v1/payouts", "", nil, []int{401}},
+		} {
+			before := p.api.reached.Load()
+			resp, text, err := p.do("POST", x.url+tt.path, tt.body, tt.header)
+			if err != nil {
+				t.Errorf("%s, %s: %v", x.name, name, err)
+				continue
+			}
+			ok := false
+			for _, s := range tt.status {
+				ok = ok || resp.StatusCode == s
+			}
+			if !ok || (p.api.reached.Load() != before) != (resp.StatusCode == 200) && resp.StatusCode != 413 {
+				t.Errorf("%s, %s: %d, want %v; reached the API: %t; %.200s", x.name, name, resp.StatusCode, tt.status, p.api.reached.Load() != before, text)
+			}
+		}
+	}
+}
+
 // V2: a node that is gone costs no request; with all of them gone every request is refused with 503, and the API is not reached. What
 // the proxies log meanwhile has no secret in it, wherever a client puts one (V7).
-func TestV2NodesGoAway(t *testing.T) {
-	p := newPlatform(t)
-	k := p.create("org_a", 0)
+func testNodesGoAway(t *testing.T, p *platform, k key) {
 	proxies := []door{{"nginx", p.askProxy(func() string { return p.nginx.url })}, {"Caddy", p.askProxy(func() string { return p.caddy.url })}}
 	for _, node := range []int{1, 2} {
 		var asking sync.WaitGroup
@@ -128,82 +210,6 @@ func TestV2NodesGoAway(t *testing.T) {
 			r.query = query
 			if got, _ := d.ask(r, 0); got.accepted || !strings.Contains("400 404 503", got.word) {
 				t.Errorf("%s, all nodes gone, a secret in the URL: %q", d.name, got.word)
-			}
-		}
-	}
-}
-
-// The payments API of examples works behind each proxy as it does alone, and a payment is its merchant's.
-func TestPaymentsThroughTheProxies(t *testing.T) {
-	p := newPlatform(t)
-	p.organization("org_a", `{"payments_enabled":true,"current_env":"live"}`)
-	p.organization("org_child", `{"parent_organization_id":"org_a"}`)
-	k := p.create("org_a", 0)
-	for _, x := range []*proxy{p.nginx, p.caddy} {
-		header := bearer(k.Key, "X-Test-Real", "1", "X-Connected-Account-ID", "org_child", "Content-Type", "application/json").header
-		resp, text, err := p.do("POST", x.url+"/v1/payments", `{"amount":1999,"currency":"eur","description":"Two coffees"}`, header)
-		if err != nil || resp.StatusCode != 201 {
-			t.Fatalf("%s: %v %s", x.name, err, text)
-		}
-		var paid struct {
-			ID                 string
-			Env                string
-			OrganizationID     string `json:"organization_id"`
-			ConnectedAccountID string `json:"connected_account_id"`
-		}
-		if err := json.Unmarshal(text, &paid); err != nil {
-			t.Fatal(err)
-		}
-		if paid.Env != "live" || paid.OrganizationID != "org_a" || paid.ConnectedAccountID != "org_child" {
-			t.Errorf("%s: %s", x.name, text)
-		}
-		resp, text, err = p.do("GET", x.url+"/v1/payments?limit=1&min_revision=999999999", "", header)
-		if err != nil || resp.StatusCode != 400 || !strings.Contains(string(text), "The query takes limit") {
-			t.Errorf("%s: a query is for the API, not for Keyward: %v %s", x.name, err, text)
-		}
-		resp, text, err = p.do("GET", x.url+"/v1/payments/"+paid.ID, "", header)
-		if err != nil || resp.StatusCode != 200 || !strings.Contains(string(text), paid.ID) {
-			t.Errorf("%s: %v %s", x.name, err, text)
-		}
-	}
-}
-
-// What a proxy does not pass on, it answers itself.
-func TestLimitsOfTheProxies(t *testing.T) {
-	p := newPlatform(t)
-	k := p.create("org_a", 0)
-	for _, x := range []*proxy{p.nginx, p.caddy} {
-		for name, tt := range map[string]struct {
-			path, body string
-			header     http.Header
-			status     []int
-		}{
-			"a body of 64 KB":           {"/v1/payments", strings.Repeat("x", 60_000), bearer(k.Key).header, []int{200}},
-			"a larger one":              {"/v1/payments", strings.Repeat("x", 70_000), bearer(k.Key).header, []int{413, 400}},
-			"headers of 20 KiB":         {"/v1/payments", "", bearer(k.Key, "X-Much", strings.Repeat("x", 20<<10)).header, []int{400, 431}},
-			"headers of 5 KiB":          {"/v1/payments", "", bearer(k.Key, "X-Much", strings.Repeat("x", 5<<10)).header, []int{200}},
-			"another path":              {"/v1/other", "", bearer(k.Key).header, []int{404}},
-			"a path that begins alike":  {"/v1/paymentsx", "", nil, []int{401, 404}},
-			"the question":              {"/_keyward", "", bearer(k.Key).header, []int{404}},
-			"the internal listener":     {"/v1/authorize", "", bearer(k.Key).header, []int{404}},
-			"a path around the door":    {"/v1/payments/../../v1/organizations", "", nil, []int{404}},
-			"a path with double slash":  {"//v1/payments", "", nil, []int{401, 404}},
-			"the door without a key":    {"/v1/payments/x", "", nil, []int{401}},
-			"the door, encoded":         {"/v1/%70ayments", "", nil, []int{401}},
-			"the other door without it": {"/v1/payouts", "", nil, []int{401}},
-		} {
-			before := p.api.reached.Load()
-			resp, text, err := p.do("POST", x.url+tt.path, tt.body, tt.header)
-			if err != nil {
-				t.Errorf("%s, %s: %v", x.name, name, err)
-				continue
-			}
-			ok := false
-			for _, s := range tt.status {
-				ok = ok || resp.StatusCode == s
-			}
-			if !ok || (p.api.reached.Load() != before) != (resp.StatusCode == 200) && resp.StatusCode != 413 {
-				t.Errorf("%s, %s: %d, want %v; reached the API: %t; %.200s", x.name, name, resp.StatusCode, tt.status, p.api.reached.Load() != before, text)
 			}
 		}
 	}

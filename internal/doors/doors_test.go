@@ -48,7 +48,7 @@ func (p *platform) doors() []door {
 		{"verify", p.askVerify},
 		{"introspect", p.askIntrospect},
 		{"authorize", p.askAuthorize("")},
-		{"authorize, nginx mode", p.askAuthorize("mode=nginx")},
+		{"authorize?mode=nginx", p.askAuthorize("mode=nginx")},
 		{"Envoy gRPC", p.askEnvoy},
 		{"Envoy HTTP", p.askEnvoyHTTP},
 		{"nginx", p.askProxy(func() string { return p.nginx.url })},
@@ -133,8 +133,8 @@ func (p *platform) askAuthorize(query string) func(request, int) (answer, error)
 		if a.accepted {
 			a.identity = identityIn(resp.Header)
 		}
-		if query != "" && !a.accepted {
-			a.word += " for " + resp.Header.Get("X-Keyward-Status")
+		if meant := resp.Header.Get("X-Keyward-Status"); meant != "" && meant != a.word {
+			a.word += " (" + meant + ")"
 		}
 		return a, nil
 	}

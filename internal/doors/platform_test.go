@@ -127,6 +127,9 @@ func (p *platform) do(method, url, body string, header http.Header) (*http.Respo
 	for name, values := range header {
 		req.Header[name] = values
 	}
+	if host := header.Get("Host"); host != "" {
+		req.Host = host
+	}
 	resp, err := p.client.Do(req)
 	if err != nil {
 		return nil, nil, err
