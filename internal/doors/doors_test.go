@@ -71,7 +71,7 @@ func (p *platform) askVerify(r request, at int) (a answer, err error) {
 		return a, err
 	}
 	header := r.header.Clone()
-	header.Del("Authorization")
+	header.Set("Authorization", "Bearer "+p.token)
 	header.Set("Content-Type", "application/json")
 	resp, text, err := p.do("POST", p.nodes[at].Internal+"/v1/verify"+r.query, string(body), header)
 	if err != nil || resp.StatusCode != 200 {
@@ -99,7 +99,7 @@ func (p *platform) askIntrospect(r request, at int) (a answer, err error) {
 		}
 	}
 	header := r.header.Clone()
-	header.Del("Authorization")
+	header.Set("Authorization", "Bearer "+p.token)
 	header.Set("Content-Type", "application/x-www-form-urlencoded")
 	resp, text, err := p.do("POST", p.nodes[at].Internal+"/v1/introspect"+r.query, form.Encode(), header)
 	if err != nil || resp.StatusCode != 200 {
@@ -128,6 +128,7 @@ func (p *platform) askAuthorize(query string) func(request, int) (answer, error)
 		header := r.header.Clone()
 		header.Set("X-Original-URI", "/v1/payments"+r.query)
 		header.Set("X-Original-Method", "POST")
+		header.Set("X-Internal-Token", p.token)
 		resp, _, err := p.do("GET", p.nodes[at].Internal+"/v1/authorize?"+query+envParameter(r.env), "", header)
 		if err != nil {
 			return a, err

@@ -9,6 +9,7 @@ import (
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/syncgram/keyward/internal/keywardtest"
@@ -45,7 +46,8 @@ func (p *platform) askEnvoy(r request, at int) (a answer, err error) {
 	if r.env != "" {
 		attributes.ContextExtensions = map[string]string{"keyward.env": r.env}
 	}
-	out, err := p.envoy[at].Check(p.t.Context(), &authv3.CheckRequest{Attributes: attributes})
+	ctx := metadata.AppendToOutgoingContext(p.t.Context(), "authorization", "Bearer "+p.token)
+	out, err := p.envoy[at].Check(ctx, &authv3.CheckRequest{Attributes: attributes})
 	if err != nil {
 		return a, err
 	}
@@ -87,6 +89,7 @@ func (p *platform) askEnvoyHTTP(r request, at int) (a answer, err error) {
 			header[name] = values
 		}
 	}
+	header.Set("X-Internal-Token", p.token)
 	resp, _, err := p.do("POST", p.nodes[at].Internal+prefix+"/v1/payments"+r.query, "", header)
 	if err != nil {
 		return a, err

@@ -4,6 +4,7 @@ package doors
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -49,13 +51,14 @@ type platform struct {
 	envoy     []authv3.AuthorizationClient // of each node
 	users     int
 	secrets   []string
+	token     string // of the internal listeners
 }
 
 const lease = 2 * time.Second
 
 func newPlatform(t *testing.T) *platform {
 	t.Helper()
-	p := &platform{t: t, client: &http.Client{
+	p := &platform{t: t, token: rand.Text(), client: &http.Client{
 		Transport:     &http.Transport{MaxIdleConnsPerHost: 64},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Timeout:       keywardtest.Patience,
@@ -63,6 +66,10 @@ func newPlatform(t *testing.T) *platform {
 	t.Cleanup(p.client.CloseIdleConnections)
 	server := pgtest.NewServer(t)
 	dir := t.TempDir()
+	tokens := filepath.Join(dir, "tokens")
+	if err := os.WriteFile(tokens, []byte(p.token+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	var addresses []string
 	for range 3 {
 		database := faultproxy.New(t, server.Address())
@@ -70,13 +77,13 @@ func newPlatform(t *testing.T) *platform {
 		node := keywardtest.Start(t, keywardtest.Options{
 			Dir:         dir,
 			DatabaseURL: "postgres://postgres@" + database.Address() + "/postgres?sslmode=disable",
-			Flags:       []string{"--lease=" + lease.String(), "--log-level=debug", "--extauthz-listen=127.0.0.1:0"},
+			Flags:       []string{"--lease=" + lease.String(), "--log-level=debug", "--extauthz-listen=127.0.0.1:0", "--internal-token-file=" + tokens},
 		})
 		p.nodes = append(p.nodes, node)
 		p.envoy = append(p.envoy, p.connectEnvoy(node))
 		addresses = append(addresses, node.Internal)
 	}
-	client, err := keyward.New(keyward.Config{Addresses: addresses})
+	client, err := keyward.New(keyward.Config{Addresses: addresses, Token: p.token})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,6 +116,9 @@ func (p *platform) search() {
 		p.t.Error("Caddy: an expression of the Caddyfile fails")
 	}
 	for name, text := range written {
+		if strings.Contains(text, p.token) {
+			p.t.Errorf("%s: the internal token is written there", name)
+		}
 		for _, secret := range p.secrets {
 			basic := base64.StdEncoding.EncodeToString([]byte(secret + ":"))
 			if random := secret[len("sk_live_"):]; strings.Contains(text, random) || strings.Contains(text, basic[12:40]) {
@@ -142,10 +152,7 @@ func (p *platform) do(method, url, body string, header http.Header) (*http.Respo
 // call sends JSON and reads JSON, and fails the test when the status is another.
 func call[T any](p *platform, method, url, body, token string, status int) (v T) {
 	p.t.Helper()
-	header := http.Header{"Content-Type": {"application/json"}}
-	if token != "" {
-		header["Authorization"] = []string{"Bearer " + token}
-	}
+	header := http.Header{"Content-Type": {"application/json"}, "Authorization": {"Bearer " + token}}
 	resp, text, err := p.do(method, url, body, header)
 	if err != nil {
 		p.t.Fatal(err)
@@ -162,7 +169,7 @@ func call[T any](p *platform, method, url, body, token string, status int) (v T)
 // organization creates or replaces one.
 func (p *platform) organization(id, body string) {
 	p.t.Helper()
-	call[api.Organization](p, "PUT", p.nodes[0].Internal+"/v1/organizations/"+id, body, "", 200)
+	call[api.Organization](p, "PUT", p.nodes[0].Internal+"/v1/organizations/"+id, body, p.token, 200)
 }
 
 // key is an issued key and who may manage it.
@@ -214,7 +221,7 @@ func (p *platform) verdict(node *keywardtest.Process, secret string) (v api.Verd
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	resp, text, err := p.do("POST", node.Internal+"/v1/verify", string(body), http.Header{"Content-Type": {"application/json"}})
+	resp, text, err := p.do("POST", node.Internal+"/v1/verify", string(body), http.Header{"Content-Type": {"application/json"}, "Authorization": {"Bearer " + p.token}})
 	if err == nil && resp.StatusCode == 200 {
 		err = json.Unmarshal(text, &v)
 	}

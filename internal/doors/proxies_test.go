@@ -135,6 +135,10 @@ func startNginx(p *platform) *proxy {
 	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
 		p.t.Fatal(err)
 	}
+	token := filepath.Join(x.dir, "keyward-token.conf")
+	if err := os.WriteFile(token, []byte(`proxy_set_header X-Internal-Token "`+p.token+`";`), 0o600); err != nil {
+		p.t.Fatal(err)
+	}
 	x.start(p.t, address, exec.Command(program, "-p", x.dir, "-c", file, "-g", "daemon off;"))
 	return x
 }
@@ -168,7 +172,7 @@ func startCaddy(p *platform) *proxy {
 	cmd := exec.Command(program, "run", "--config", file, "--adapter", "caddyfile")
 	_, port, _ := net.SplitHostPort(address)
 	cmd.Env = append(os.Environ(), "DOOR_PORT="+port, "DOOR_LOG="+filepath.Join(x.dir, "caddy.log"),
-		"KEYWARD_NODES="+strings.Join(nodes[:], " "), "PAYMENTS="+api,
+		"KEYWARD_NODES="+strings.Join(nodes[:], " "), "PAYMENTS="+api, "KEYWARD_INTERNAL_TOKEN="+p.token,
 		"HOME="+x.dir, "XDG_CONFIG_HOME="+x.dir, "XDG_DATA_HOME="+x.dir)
 	x.start(p.t, address, cmd)
 	return x
@@ -183,6 +187,7 @@ type traefik struct {
 	api    *httputil.ReverseProxy
 	routes map[string]forwardAuth // by the first two segments of the path
 	client *http.Client
+	token  string // of the internal listeners
 }
 
 // forwardAuth is what one router of dynamic.yml has its middlewares do.
@@ -220,7 +225,11 @@ func newTraefik(p *platform) *traefik {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	x := &traefik{routes: map[string]forwardAuth{}, client: &http.Client{Transport: &http.Transport{}}, api: httputil.NewSingleHostReverseProxy(api)}
+	const fromEnvironment = `{{ env "KEYWARD_INTERNAL_TOKEN" }}`
+	if file.HTTP.Middlewares["internal-token"].Headers.CustomRequestHeaders["X-Internal-Token"] != fromEnvironment {
+		p.t.Fatal("dynamic.yml: the internal token does not come from the environment")
+	}
+	x := &traefik{token: p.token, routes: map[string]forwardAuth{}, client: &http.Client{Transport: &http.Transport{}}, api: httputil.NewSingleHostReverseProxy(api)}
 	for _, n := range p.nodes {
 		x.nodes = append(x.nodes, n.Internal)
 	}
@@ -320,6 +329,7 @@ func (x *traefik) ask(r *http.Request, question string) (*http.Response, []byte)
 		} {
 			req.Header.Set(name, value)
 		}
+		req.Header.Set("X-Internal-Token", x.token)
 		resp, err := x.client.Do(req)
 		if err != nil {
 			continue
