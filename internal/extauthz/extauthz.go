@@ -219,12 +219,11 @@ var errPanicked = errors.New("panic")
 // log writes the check's line, as the doors over HTTP do (V7: nothing of it but what is named here).
 func (s *Server) log(ctx context.Context, c *check, took time.Duration) {
 	level := slog.LevelDebug // metrics count them
-	var wrong *ruleError
 	switch {
 	case c.status != http.StatusServiceUnavailable:
 	case c.panicked:
 		level = slog.LevelError
-	case errors.As(c.cause, &wrong):
+	case isRuleError(c.cause):
 		if s.misconfigured.Allow(time.Now()) {
 			level = slog.LevelError
 		}

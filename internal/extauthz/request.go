@@ -1,6 +1,7 @@
 package extauthz
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -36,40 +37,42 @@ func (q *request) read(r *authv3.AttributeContext_HttpRequest) {
 	q.method = r.GetMethod()
 	q.size = len(q.method) + len(r.GetPath())
 	for name, value := range r.GetHeaders() {
-		q.header(name, value)
+		q.header(name, value, nil)
 	}
 	for _, h := range r.GetHeaderMap().GetHeaders() {
-		value := h.GetValue()
-		if raw := h.GetRawValue(); len(raw) > 0 {
-			value = string(raw)
-		}
-		q.header(h.GetKey(), value)
+		q.header(h.GetKey(), h.GetValue(), h.GetRawValue())
 	}
 }
 
-// header notes one header.
-func (q *request) header(name, value string) {
+// header notes one header. Its value is raw where there is one.
+func (q *request) header(name, value string, raw []byte) {
 	if strings.HasPrefix(name, ":") {
 		return // the request line, which was counted
 	}
-	q.size += len(name) + len(value) + len(": \r\n")
+	q.size += len(name) + len(value) + len(raw) + len(": \r\n")
 	name = strings.ToLower(name) // as Envoy sends them anyway
+	var values *[]string
 	switch name {
 	case "authorization":
-		q.asked.Authorization = append(q.asked.Authorization, value)
+		values = &q.asked.Authorization
 	case "x-api-key":
-		q.asked.APIKey = append(q.asked.APIKey, value)
+		values = &q.asked.APIKey
 	case "x-connected-account-id":
-		q.asked.ConnectedAccount = append(q.asked.ConnectedAccount, value)
+		values = &q.asked.ConnectedAccount
 	case "x-request-id":
-		q.requestID = append(q.requestID, value)
+		values = &q.requestID
 	case "x-original-uri", "x-original-url", "x-forwarded-uri":
-		q.original = append(q.original, value)
+		values = &q.original
 	default:
 		if unwanted(name) {
 			q.unwanted = append(q.unwanted, name)
 		}
+		return
 	}
+	if len(raw) > 0 {
+		value = string(raw)
+	}
+	*values = append(*values, value)
 }
 
 // unwanted reports whether a header that the door does not set looks like one that it sets or reads: to much that is behind a
@@ -109,6 +112,11 @@ type ruleError struct{ extension, want string }
 
 func (e *ruleError) Error() string {
 	return fmt.Sprintf("the context extension %q %s", e.extension, e.want)
+}
+
+func isRuleError(err error) bool {
+	var wrong *ruleError
+	return errors.As(err, &wrong)
 }
 
 // readRules reads the extensions whose names begin with keyward. Others are somebody else's.

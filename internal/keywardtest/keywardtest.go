@@ -224,6 +224,13 @@ func tail(s string) string {
 	return s
 }
 
+// Address returns host:port of a listener by its name, such as "extauthz".
+func (p *Process) Address(tb testing.TB, name string) string {
+	tb.Helper()
+	_, address, _ := strings.Cut(p.listening(tb, name), "://")
+	return address
+}
+
 // listening returns the base URL of a listener, from what it logged.
 func (p *Process) listening(tb testing.TB, name string) (url string) {
 	tb.Helper()

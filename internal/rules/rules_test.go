@@ -286,7 +286,7 @@ func TestDocumentsNameRealTests(t *testing.T) {
 	}
 	name := regexp.MustCompile("`(Test[A-Za-z0-9]+)`")
 	for _, doc := range []string{"DESIGN.md", "THREATS.md", "README.md", "docs/operations.md", "docs/defects.md", "docs/nodes.md", "docs/histories.md",
-		"docs/doors/README.md", "docs/doors/nginx.md", "docs/doors/caddy.md", "docs/doors/traefik.md"} {
+		"docs/doors/README.md", "docs/doors/nginx.md", "docs/doors/caddy.md", "docs/doors/traefik.md", "docs/doors/envoy.md"} {
 		b, err := os.ReadFile(filepath.Join(root, doc))
 		if err != nil {
 			t.Fatal(err)
