@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every test, on a fresh Debian machine with Go: ./test.sh
-# What it needs beyond Go it finds, installs (as root, from Debian's packages), or says how to get.
+# What it needs beyond Go it finds, installs (as root, from Debian's packages; the TypeScript client's from npm), or says how to get.
 # ./test.sh --fast leaves out the linters, the race detector and the histories.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -21,6 +21,8 @@ need curl curl
 need git git
 need gcc gcc
 need spin spin
+need node nodejs
+need npm npm
 if [ -z "${KEYWARD_TEST_POSTGRES_URL-}" ] && ! command -v initdb >/dev/null 2>&1 && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
 	missing+=(postgresql)
 fi
