@@ -4,11 +4,13 @@ package typescript
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -53,6 +55,7 @@ func TestV4TypeScript(t *testing.T) {
 	if diff := cmp.Diff(string(generated), string(committed)); diff != "" {
 		t.Fatalf("src/openapi.ts is not what api/openapi.yaml gives; npm run generate, in clients/typescript (-want +got):\n%s", diff)
 	}
+	writeDocumented(t, dir)
 	npm(t, dir, "run", "build")
 
 	const token = "a+token/of%the-internal:listener" // what form encoding changes
@@ -123,6 +126,24 @@ func install(t *testing.T) string {
 	}
 	npm(t, dir, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline")
 	return dir
+}
+
+// writeDocumented puts the code blocks of the client's page beside the tests, for the compiler to judge.
+func writeDocumented(t *testing.T, dir string) {
+	t.Helper()
+	page, err := os.ReadFile("../../docs/doors/typescript.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?s)```ts\n(.*?)```").FindAllSubmatch(page, -1)
+	if len(blocks) != 4 {
+		t.Fatalf("%d code blocks in the page, want one for the client and one for each framework", len(blocks))
+	}
+	for i, b := range blocks {
+		if err := os.WriteFile(filepath.Join(dir, "test", fmt.Sprintf("documented_%d.ts", i)), b[1], 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 func copyFile(from, to string) error {

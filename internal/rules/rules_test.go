@@ -285,7 +285,7 @@ func TestDocumentsNameRealTests(t *testing.T) {
 		}
 	}
 	name := regexp.MustCompile("`(Test[A-Za-z0-9]+)`")
-	for _, doc := range []string{"DESIGN.md", "THREATS.md", "README.md", "docs/operations.md", "docs/defects.md", "docs/nodes.md", "docs/histories.md"} {
+	for _, doc := range []string{"DESIGN.md", "THREATS.md", "README.md", "docs/operations.md", "docs/defects.md", "docs/nodes.md", "docs/histories.md", "docs/doors/go.md", "docs/doors/typescript.md", "docs/doors/introspection.md"} {
 		b, err := os.ReadFile(filepath.Join(root, doc))
 		if err != nil {
 			t.Fatal(err)
