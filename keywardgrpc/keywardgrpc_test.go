@@ -115,7 +115,7 @@ func basic(user, password string) string {
 func TestV4Verdicts(t *testing.T) {
 	server := keywardtest.Start(t, keywardtest.Options{})
 	s := server.Issue(t, "")
-	client := newClient(t, keyward.Config{Addresses: []string{server.Internal}})
+	client := newClient(t, keyward.Config{Addresses: []string{server.Internal}, Timeout: keywardtest.Patience})
 	const account = "x-connected-account-id"
 	for _, tc := range []struct {
 		name    string
@@ -197,7 +197,7 @@ func TestV1Undecided(t *testing.T) {
 	server := keywardtest.Start(t, keywardtest.Options{})
 	s := server.Issue(t, "")
 	var seen []string
-	p, calls := start(t, newClient(t, keyward.Config{Addresses: []string{server.Internal}, Timeout: 200 * time.Millisecond}),
+	p, calls := start(t, newClient(t, keyward.Config{Addresses: []string{server.Internal}, Timeout: time.Second}),
 		keywardgrpc.WithObserver(func(_ context.Context, method string, v keyward.Verdict, err error) {
 			seen = append(seen, fmt.Sprint(method, " ", v.Valid, " ", errors.Is(err, keyward.ErrUndecided)))
 			if err != nil && strings.Contains(err.Error(), s.Live) {

@@ -63,8 +63,8 @@ func TestV4TypeScript(t *testing.T) {
 	if err := os.WriteFile(tokens, []byte("another-internal-token\n"+token+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	server := keywardtest.Start(t, keywardtest.Options{Flags: []string{"--internal-token-file=" + tokens}})
-	open := keywardtest.Start(t, keywardtest.Options{})
+	server := keywardtest.Start(t, keywardtest.Options{Flags: []string{"--internal-token-file=" + tokens, "--lease=60s"}})
+	open := keywardtest.Start(t, keywardtest.Options{Flags: []string{"--lease=60s"}}) // a machine that stands still for a while is no outage here
 	s := setup{
 		Internal: server.Internal, Token: token, Open: open.Internal, Public: server.Public, Frozen: frozen(t),
 		Secrets: server.Issue(t, token), OpenLive: open.Issue(t, "").Live,

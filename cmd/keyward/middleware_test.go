@@ -18,7 +18,7 @@ func TestV4MiddlewareVerdicts(t *testing.T) {
 	t.Parallel()
 	server := keywardtest.Start(t, keywardtest.Options{})
 	s := server.Issue(t, "")
-	client, err := keyward.New(keyward.Config{Addresses: []string{server.Internal}, Timeout: time.Second})
+	client, err := keyward.New(keyward.Config{Addresses: []string{server.Internal}, Timeout: 2 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,7 @@ import { inspect } from "node:util";
 
 import { Client, UndecidedError, type ClientOptions, type Identity, type VerifyRequest } from "@keyward/client";
 
-import { revoke, setup } from "./setup.js";
+import { patience, revoke, setup } from "./setup.js";
 
 const { secrets } = setup;
 
@@ -30,7 +30,7 @@ async function closedAddress(): Promise<string> {
 
 // V1, V3, V5: every verdict of the real server.
 test("V1 verdicts", async (t) => {
-  const client = new Client({ addresses: [setup.internal], token: setup.token });
+  const client = new Client({ addresses: [setup.internal], token: setup.token, timeout: patience });
   const whole: Partial<Identity> = { api_key_id: secrets.live_id, organization_id: secrets.organization, env: "live", key_name: "Till", payments_enabled: true };
   const cases: [name: string, request: VerifyRequest, reason: string, identity?: Partial<Identity>][] = [
     ["valid", { key: secrets.live }, "valid", whole],
@@ -66,7 +66,7 @@ test("V1 verdicts", async (t) => {
 
 // C23: refused from the moment revoke has answered.
 test("C23 revoke", async () => {
-  const client = new Client({ addresses: [setup.internal], token: setup.token });
+  const client = new Client({ addresses: [setup.internal], token: setup.token, timeout: patience });
   const doomed = setup.doomed[0]!;
   assert.equal((await client.verify({ key: doomed.key })).reason, "valid");
   await revoke(doomed);
@@ -115,7 +115,7 @@ test("V7 fails closed without the secret", async (t) => {
   const elsewhere = await serve(t, (_, res) => { redirected++; res.end(valid); });
   const redirect = (status: number): http.RequestListener => (_, res) => res.writeHead(status, { Location: elsewhere + "/v1/verify" }).end();
 
-  const control = new Client({ addresses: [await serve(t, says(valid))] });
+  const control = new Client({ addresses: [await serve(t, says(valid))], timeout: patience });
   assert.equal((await control.verify(question)).valid, true, "the unspoilt answer");
 
   const cases: Record<string, http.RequestListener> = {
@@ -141,7 +141,7 @@ test("V7 fails closed without the secret", async (t) => {
   }
   for (const [name, address] of Object.entries(addresses)) {
     await t.test(name, async () => {
-      const client = new Client({ addresses: [address], token, timeout: name.startsWith("never") ? 50 : 2000 });
+      const client = new Client({ addresses: [address], token, timeout: name.startsWith("never") ? 50 : patience });
       const asked = name.endsWith("environment") && name !== "other environment" ? { ...question, env: null } : question;
       await assert.rejects(client.verify(asked), (error) => {
         assert.ok(error instanceof UndecidedError);
@@ -177,7 +177,7 @@ test("the next address", async (t) => {
   for (const [name, addresses, valid] of cases) {
     await t.test(name, async () => {
       asked = 0;
-      const client = new Client({ addresses, token: setup.token });
+      const client = new Client({ addresses, token: setup.token, timeout: addresses.includes(setup.frozen) ? 4000 : patience });
       const answer = client.verify({ key: secrets.live });
       if (valid) {
         assert.equal((await answer).valid, true);
@@ -242,7 +242,7 @@ test("connections are kept, and one that died is replaced", async (t) => {
   const sockets = new Set<net.Socket>();
   const body = JSON.stringify({ valid: true, reason: "valid", api_key_id: "key_1", organization_id: "org_1", env: "live" });
   const url = await serve(t, (req, res) => { sockets.add(req.socket); res.end(body); });
-  const client = new Client({ addresses: [url] });
+  const client = new Client({ addresses: [url], timeout: patience });
   for (let i = 0; i < 20; i++) {
     await client.verify({ key: secrets.live });
   }
@@ -256,7 +256,7 @@ test("connections are kept, and one that died is replaced", async (t) => {
     sockets.add(req.socket);
     res.end(body);
   });
-  const other = new Client({ addresses: [hasty] });
+  const other = new Client({ addresses: [hasty], timeout: patience });
   for (let i = 0; i < 20; i++) {
     assert.equal((await other.verify({ key: secrets.live })).valid, true);
   }

@@ -14,7 +14,7 @@ import { type GateOptions, keyward as forExpress } from "@keyward/client/express
 import { keyward as forFastify } from "@keyward/client/fastify";
 import { type KeywardEnv, keyward as forHono } from "@keyward/client/hono";
 
-import { revoke, setup } from "./setup.js";
+import { patience, revoke, setup } from "./setup.js";
 
 const { secrets } = setup;
 
@@ -166,7 +166,7 @@ const codes: Record<number, string> = { 401: "invalid_token", 403: "connected_ac
 
 for (const [framework, start] of Object.entries(frameworks)) {
   test(`V4 ${framework}`, async (t) => {
-    const client = new Client({ addresses: [setup.internal], token: setup.token });
+    const client = new Client({ addresses: [setup.internal], token: setup.token, timeout: patience });
     const ports = new Map<string | undefined, number>();
     for (const env of [undefined, "live", "test"] as const) {
       ports.set(env, await start(t, client, env && { env }));
@@ -233,7 +233,7 @@ for (const [framework, start] of Object.entries(frameworks)) {
       const valid = { valid: true, reason: "valid", identity: {} } as const;
       const verifiers: Record<string, Verifier> = {
         "never answers": new Client({ addresses: [setup.frozen], timeout: 50 }),
-        "the wrong token": new Client({ addresses: [setup.internal], token: "not-the-internal-token" }),
+        "the wrong token": new Client({ addresses: [setup.internal], token: "not-the-internal-token", timeout: patience }),
         "throws": { verify() { throw new Error(secrets.live); } },
         "answers nothing": { verify: async () => undefined as never },
       };
@@ -250,6 +250,18 @@ for (const [framework, start] of Object.entries(frameworks)) {
     });
   });
 }
+
+// V2: where Express mounts a middleware, req.url is a part of what was sent.
+test("V2 a secret in the path that Express mounts at", async (t) => {
+  const app = express();
+  app.use("/:tenant", forExpress({ verify: async () => ({ valid: true, reason: "valid", identity: { organization_id: "org_1" } }) as never }), (_, res) => { res.end(); });
+  const server = app.listen(0, "127.0.0.1");
+  await once(server, "listening");
+  t.after(() => { server.closeAllConnections(); server.close(); });
+  const { port } = server.address() as AddressInfo;
+  assert.equal((await ask(port, { "X-API-Key": "s" }, "/acme/payments")).status, 200);
+  assert.equal((await ask(port, { "X-API-Key": "s" }, `/${secrets.unknown}/payments`)).status, 401);
+});
 
 test("env is one", () => {
   assert.throws(() => forExpress(new Client(), { env: "prod" as never }), TypeError);

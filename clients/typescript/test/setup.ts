@@ -19,6 +19,9 @@ if (!given) {
 }
 export const setup: Setup = JSON.parse(given);
 
+/** How long what should take milliseconds may take, in milliseconds. */
+export const patience = 20_000;
+
 /** Revokes a key through the management API and returns once that has answered 200. */
 export async function revoke(doomed: Setup["doomed"][number]): Promise<void> {
   const response = await fetch(`${setup.public}/api/v1/auth/api-keys/${doomed.api_key_id}/revoke`, {
