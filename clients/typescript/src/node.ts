@@ -13,12 +13,15 @@ export function removeIdentity(request: IncomingMessage): void {
   if (!request.rawHeaders.some((name, i) => i % 2 === 0 && isIdentity(name))) {
     return;
   }
-  const { headers, headersDistinct } = request;
-  for (const list of [headers, headersDistinct]) {
+  const { headers, headersDistinct, rawHeaders } = request;
+  for (const list of [headers, headersDistinct ?? {}]) { // HTTP/2's request has no headersDistinct
     for (const name of Object.keys(list).filter(isIdentity)) {
       delete list[name];
     }
   }
-  const raw = request.rawHeaders;
-  request.rawHeaders = raw.filter((_, i) => !isIdentity(raw[i - i % 2] ?? ""));
+  for (let i = rawHeaders.length - 2; i >= 0; i -= 2) {
+    if (isIdentity(rawHeaders[i] ?? "")) {
+      rawHeaders.splice(i, 2);
+    }
+  }
 }

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { once } from "node:events";
 import http, { type IncomingMessage } from "node:http";
+import http2 from "node:http2";
 import type { AddressInfo } from "node:net";
 import { type TestContext, test } from "node:test";
 
@@ -250,6 +251,22 @@ for (const [framework, start] of Object.entries(frameworks)) {
     });
   });
 }
+
+test("V2 spoofed identity headers over HTTP/2", async (t) => {
+  const app = fastify({ http2: true });
+  app.register(forFastify, { verifier: { verify: async () => ({ valid: true, reason: "valid", identity: { organization_id: "org_1" } }) as never } });
+  app.get("/", async (request) => ({ organization: request.keyward?.organization_id, names: [...Object.keys(request.headers), ...request.raw.rawHeaders] }));
+  await app.listen({ port: 0, host: "127.0.0.1" });
+  t.after(() => app.close());
+  const session = http2.connect(`http://127.0.0.1:${(app.server.address() as AddressInfo).port}`);
+  t.after(() => session.destroy());
+  let body = "";
+  for await (const part of session.request({ ":path": "/", "x-api-key": "s", "x-keyward-key-id": "key_victim", "x_keyward_env": "live" }).setEncoding("utf8")) {
+    body += part;
+  }
+  assert.match(body, /"organization":"org_1"/);
+  assert.doesNotMatch(body, /keyward/i);
+});
 
 // V2: where Express mounts a middleware, req.url is a part of what was sent.
 test("V2 a secret in the path that Express mounts at", async (t) => {
