@@ -4,6 +4,8 @@ go 1.26.4
 
 toolchain go1.26.8
 
+ignore ./clients/typescript/node_modules
+
 require (
 	github.com/alecthomas/kong v1.17.0
 	github.com/anishathalye/porcupine v1.3.1

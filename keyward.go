@@ -344,7 +344,7 @@ var errNoVerdict = errors.New("the answer is not a verdict")
 
 // ask puts the question to one address, within 1/shares of the time that ctx has left.
 func (c *Client) ask(ctx context.Context, url string, body []byte, shares int) (answer, error) {
-	if deadline, ok := ctx.Deadline(); ok {
+	if deadline, ok := ctx.Deadline(); ok && shares > 1 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(shares))
 		defer cancel()

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every test, on a fresh Debian machine with Go: ./test.sh
-# What it needs beyond Go it finds, installs (as root, from Debian's packages), or says how to get.
+# What it needs beyond Go it finds, installs (as root, from Debian's packages; the TypeScript client's from npm), or says how to get.
 # ./test.sh --fast leaves out the linters, the race detector and the histories.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -22,6 +22,8 @@ need git git
 need gcc gcc
 need spin spin
 [ -x /usr/sbin/nginx ] || need nginx nginx-light # not in everybody's path; the tests start one of their own
+need node nodejs
+need npm npm
 if [ -z "${KEYWARD_TEST_POSTGRES_URL-}" ] && ! command -v initdb >/dev/null 2>&1 && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
 	missing+=(postgresql)
 fi

@@ -18,11 +18,15 @@ func TestV4MiddlewareVerdicts(t *testing.T) {
 	t.Parallel()
 	server := keywardtest.Start(t, keywardtest.Options{})
 	s := server.Issue(t, "")
-	client, err := keyward.New(keyward.Config{Addresses: []string{server.Internal}, Timeout: time.Second})
-	if err != nil {
-		t.Fatal(err)
+	newClient := func(timeout time.Duration) *keyward.Client {
+		c, err := keyward.New(keyward.Config{Addresses: []string{server.Internal}, Timeout: timeout})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(c.Close)
+		return c
 	}
-	t.Cleanup(client.Close)
+	client := newClient(keywardtest.Patience)
 	ask := func(t *testing.T, status int, opts []keyward.Option, target, secret string, headers ...string) (seen *http.Request) {
 		t.Helper()
 		r := httptest.NewRequest(http.MethodGet, target, nil)
@@ -80,6 +84,7 @@ func TestV4MiddlewareVerdicts(t *testing.T) {
 			}
 		})
 	}
+	client = newClient(300 * time.Millisecond)
 	server.Signal(t, syscall.SIGSTOP)
 	ask(t, 503, nil, "/", s.Live)
 	server.Kill()

@@ -34,12 +34,8 @@ func (p *Process) Issue(tb testing.TB, internalToken string) Secrets {
 		tb.Helper()
 		p.call(tb, http.MethodPut, p.Internal+"/v1/organizations/"+id, internalToken, body, nil)
 	}
-	keys := p.Public + "/api/v1/auth/api-keys"
-	create := func(organization string) (k api.IssuedKey) {
-		tb.Helper()
-		p.call(tb, http.MethodPost, keys, p.Token(tb, "user_"+organization, organization), `{"key_name":"Till","expires_in_days":30}`, &k)
-		return k
-	}
+	keys := p.Public + keysPath
+	create := func(organization string) api.IssuedKey { tb.Helper(); return p.Create(tb, organization) }
 	put("org_1", `{"payments_enabled":true}`)
 	put("acct_1", `{"parent_organization_id":"org_1"}`)
 	put("org_2", `{"payments_enabled":true}`)
@@ -75,6 +71,15 @@ func (p *Process) Issue(tb testing.TB, internalToken string) Secrets {
 		tb.Fatalf("the overlap's end: %v", err)
 	}
 	return s
+}
+
+const keysPath = "/api/v1/auth/api-keys"
+
+// Create issues a key for an organization, by a user of its own.
+func (p *Process) Create(tb testing.TB, organization string) (k api.IssuedKey) {
+	tb.Helper()
+	p.call(tb, http.MethodPost, p.Public+keysPath, p.Token(tb, "user_"+organization, organization), `{"key_name":"Till","expires_in_days":30}`, &k)
+	return k
 }
 
 // call sends JSON and reads the answer into v, unless that is nil. It fails the test when the answer is no success.
