@@ -32,6 +32,7 @@ import (
 	"time"
 
 	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/credential"
 )
 
 // ErrUndecided is wrapped by every error that Verify returns because Keyward gave no
@@ -232,10 +233,6 @@ type Verifier interface {
 	Verify(ctx context.Context, req VerifyRequest) (Verdict, error)
 }
 
-// notAnAccount stands for whatever cannot name an account: no organization has this id. Keyward still
-// judges the secret first, so that an unknown one is unknown here too.
-const notAnAccount = "-"
-
 // connectedAccountID is the form of an organization's id.
 var connectedAccountID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$`)
 
@@ -256,7 +253,8 @@ func (c *Client) Verify(ctx context.Context, req VerifyRequest) (Verdict, error)
 	case !possibleSecret(req.Secret):
 		return Verdict{Reason: ReasonMalformed}, nil
 	case req.ConnectedAccountID != "" && !connectedAccountID.MatchString(req.ConnectedAccountID):
-		req.ConnectedAccountID = notAnAccount
+		// No organization has that id. Keyward still judges the secret first, so that an unknown one is unknown here too.
+		req.ConnectedAccountID = credential.NotAnAccount
 	}
 	body, err := json.Marshal(api.VerifyKey{Key: req.Secret, ConnectedAccountID: req.ConnectedAccountID, Env: req.Env, MinRevision: req.MinRevision})
 	if err != nil {
@@ -346,7 +344,7 @@ var errNoVerdict = errors.New("the answer is not a verdict")
 
 // ask puts the question to one address, within 1/shares of the time that ctx has left.
 func (c *Client) ask(ctx context.Context, url string, body []byte, shares int) (answer, error) {
-	if deadline, ok := ctx.Deadline(); ok {
+	if deadline, ok := ctx.Deadline(); ok && shares > 1 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(shares))
 		defer cancel()
@@ -417,7 +415,7 @@ func (a answer) verdict(req VerifyRequest) (Verdict, error) {
 	if v.Valid && (v.APIKeyID == "" || v.OrganizationID == "" ||
 		v.Env != Live && v.Env != Test ||
 		req.Env != "" && v.Env != req.Env ||
-		v.ConnectedAccountID != req.ConnectedAccountID || v.ConnectedAccountID == notAnAccount) {
+		v.ConnectedAccountID != req.ConnectedAccountID || v.ConnectedAccountID == credential.NotAnAccount) {
 		return Verdict{}, errNoVerdict
 	}
 	return v, nil

@@ -6,11 +6,11 @@ import (
 	"encoding/json"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"regexp"
 	"strings"
 
 	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/credential"
 )
 
 // Option changes what [Middleware] does.
@@ -72,13 +72,13 @@ type guard struct {
 }
 
 func (g *guard) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
-	secret, ok := credential(r.Header)
-	if !ok || secretInURL(r.URL) {
+	secret, ok := credential.Secret(r.Header["Authorization"], r.Header["X-Api-Key"])
+	if !ok || credential.InURL(r.URL.Path, r.URL.RawQuery) {
 		refuse(w, r, unauthorized)
 		return
 	}
 	verdict, err := g.verifier.Verify(r.Context(), VerifyRequest{
-		Secret: secret, ConnectedAccountID: connectedAccount(r.Header), Env: g.env,
+		Secret: secret, ConnectedAccountID: credential.Account(r.Header["X-Connected-Account-Id"]), Env: g.env,
 	})
 	g.observe(r, verdict, err)
 	switch {
@@ -95,85 +95,11 @@ func (g *guard) serve(w http.ResponseWriter, r *http.Request, next http.Handler)
 	}
 }
 
-// credential returns the one secret that the headers carry.
-func credential(h http.Header) (secret string, ok bool) {
-	switch values := h.Values("Authorization"); len(values) {
-	case 0:
-	case 1:
-		if secret = authorized(values[0]); secret == "" {
-			return "", false
-		}
-	default:
-		return "", false
-	}
-	for _, v := range h.Values("X-Api-Key") {
-		if secret == "" {
-			secret = v
-		}
-		if v == "" || v != secret {
-			return "", false
-		}
-	}
-	return secret, secret != ""
-}
-
-// authorized returns the secret in the value of an Authorization header (RFC 9110 section 11.4), or
-// nothing. A user name comes without a password (RFC 7617).
-func authorized(value string) string {
-	scheme, rest, _ := strings.Cut(value, " ")
-	switch {
-	case strings.EqualFold(scheme, "Bearer"):
-		return strings.Trim(rest, " ")
-	case strings.EqualFold(scheme, "Basic"):
-		r := http.Request{Header: http.Header{"Authorization": {value}}}
-		if user, password, ok := r.BasicAuth(); ok && password == "" {
-			return user
-		}
-	}
-	return ""
-}
-
-// connectedAccount returns the account that the headers narrow the request to, or nothing. An
-// empty header and several name no account, which is refused: the caller meant one, and must not reach
-// the organization's own data instead.
-func connectedAccount(h http.Header) string {
-	switch values := h.Values("X-Connected-Account-Id"); {
-	case len(values) == 0:
-		return ""
-	case len(values) == 1 && values[0] != "":
-		return values[0]
-	default:
-		return notAnAccount
-	}
-}
-
-// secretShape is C11 under any deployment's word, and something longer or a little shorter too.
-var secretShape = regexp.MustCompile(`[a-z0-9]_(live|test)_[0-9A-Za-z]{32}`)
-
-// secretInURL reports whether the path or the query holds a secret, where logs, histories and
-// Referer headers would keep it.
-func secretInURL(u *url.URL) bool {
-	if secretShape.MatchString(u.Path) || secretShape.MatchString(u.RawQuery) {
-		return true
-	}
-	if !strings.Contains(u.RawQuery, "%") {
-		return false
-	}
-	for part := range strings.FieldsFuncSeq(u.RawQuery, func(c rune) bool { return c == '&' || c == ';' }) {
-		if decoded, err := url.QueryUnescape(part); err == nil && secretShape.MatchString(decoded) {
-			return true
-		}
-	}
-	return false
-}
-
-// withoutIdentity returns h without X-Keyward-* headers, also when they are spelled with
-// underscores, which CGI cannot tell from hyphens. It copies h rather than change it.
+// withoutIdentity returns h without X-Keyward-* headers. It copies h rather than change it.
 func withoutIdentity(h http.Header) http.Header {
 	var clean http.Header
 	for name := range h {
-		const prefix = "x-keyward-"
-		if len(name) < len(prefix) || !strings.EqualFold(strings.ReplaceAll(name[:len(prefix)], "_", "-"), prefix) {
+		if !credential.IsIdentity(name) {
 			continue
 		}
 		if clean == nil {
@@ -231,7 +157,7 @@ var saneRequestID = regexp.MustCompile(`^[A-Za-z0-9._:/+=-]{1,128}$`)
 // client's. A client's that holds a secret is not kept.
 func requestID(given ...string) string {
 	for _, id := range given {
-		if saneRequestID.MatchString(id) && !secretShape.MatchString(id) {
+		if saneRequestID.MatchString(id) && !credential.InText(id) {
 			return id
 		}
 	}

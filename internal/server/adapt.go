@@ -2,38 +2,25 @@ package server
 
 import (
 	"context"
-	"crypto/rand"
-	"crypto/sha256"
-	"crypto/subtle"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"runtime/debug"
 	"slices"
 	"strconv"
-	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/credential"
+	"github.com/syncgram/keyward/internal/door"
 	"github.com/syncgram/keyward/internal/identity"
 	"github.com/syncgram/keyward/internal/keys"
 )
 
-// maxHeader is how many bytes the request line and the headers may have together.
-const maxHeader = 16 << 10
-
 // Header values that most answers share. They are never changed in place.
 var (
-	nosniff     = []string{"nosniff"}
-	noStore     = []string{"no-store"}
-	noReferrer  = []string{"no-referrer"}
-	noContent   = []string{"default-src 'none'; frame-ancestors 'none'"}
 	twoYears    = []string{"max-age=63072000"}
 	closing     = []string{"close"}
 	problemJSON = []string{"application/problem+json"}
@@ -50,6 +37,7 @@ type exchange struct {
 	segment   string     // the text of the path's {name} segment
 	query     url.Values // only the parameters the route takes, each once
 	call      keys.Call  // who asks; Principal is set behind userToken alone
+	nginx     bool       // nginx asks: it takes 200, 401 and 403 alone
 
 	status int      // 0 until the answer has begun
 	code   api.Code // of the problem answered
@@ -80,7 +68,7 @@ func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
 func (s *Server) handler(l *listener) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began := time.Now()
-		x := &exchange{ResponseWriter: w, r: r, ctx: r.Context(), route: &l.unmatched, requestID: s.requestID(r.Header)}
+		x := &exchange{ResponseWriter: w, r: r, ctx: r.Context(), route: &l.unmatched, requestID: s.requestIDs.Of(r.Header["X-Request-Id"])}
 		defer func() {
 			panicked := recover()
 			answered := panicked == nil || panicked != http.ErrAbortHandler && s.survive(l, x, panicked)
@@ -98,11 +86,12 @@ func (s *Server) handler(l *listener) http.Handler {
 // serve lets the request through to its route.
 func (s *Server) serve(l *listener, x *exchange) error {
 	x.prepare(l)
-	if headerSize(x.r) > maxHeader {
-		return &keys.Error{Code: api.HeadersTooLarge, Detail: "The request line and the headers must be at most 16 KiB together."}
-	}
 	if answered, err := s.match(l, x); answered || err != nil {
 		return err
+	}
+	x.nginx = x.route.pattern == authorizePath && nginxAsks(x.r.URL)
+	if headerSize(x.r) > door.MaxHeader {
+		return door.HeadersTooLarge()
 	}
 	if !x.route.quiet {
 		// A client that hangs up does not break off a write that has begun.
@@ -123,10 +112,9 @@ func (s *Server) serve(l *listener, x *exchange) error {
 func (x *exchange) prepare(l *listener) {
 	h := x.Header()
 	h["X-Request-Id"] = []string{x.requestID}
-	h["X-Content-Type-Options"] = nosniff
-	h["Cache-Control"] = noStore
-	h["Referrer-Policy"] = noReferrer
-	h["Content-Security-Policy"] = noContent
+	for _, c := range door.CommonHeaders {
+		h[c.Name] = c.Values
+	}
 	if x.r.TLS != nil && l.name == public {
 		h["Strict-Transport-Security"] = twoYears
 	}
@@ -168,7 +156,7 @@ func (s *Server) match(l *listener, x *exchange) (answered bool, err error) {
 
 // admit lets the caller of a route through, or not (C1–C5, R3).
 func (s *Server) admit(x *exchange) error {
-	x.call = keys.Call{RequestID: x.requestID, RemoteAddress: remoteAddress(x.r)}
+	x.call = keys.Call{RequestID: x.requestID, RemoteAddress: door.RemoteAddress(x.r.RemoteAddr)}
 	switch x.route.auth {
 	case userToken:
 		x.call.ConnectedAccount = len(x.r.Header["X-Connected-Account-Id"]) > 0
@@ -177,37 +165,37 @@ func (s *Server) admit(x *exchange) error {
 		}
 		return s.cfg.Service.Admit(x.ctx, x.call, x.route.action, x.segment)
 	case internalToken:
-		return s.checkInternal(bearer(x.r.Header))
+		return s.tokens.Check(credential.Bearer(x.r.Header["Authorization"]))
+	case oauthClient:
+		return s.checkClient(x.r.Header["Authorization"])
 	case forwarded:
 		if values := x.r.Header["X-Internal-Token"]; len(values) == 1 {
-			return s.checkInternal(values[0])
+			return s.tokens.Check(values[0])
 		}
-		return s.checkInternal("")
+		return s.tokens.Check("")
 	default:
 		return nil
 	}
 }
 
-// checkInternal compares a token with every internal one, in constant time.
-func (s *Server) checkInternal(token string) error {
-	if len(s.tokens) == 0 {
-		return nil
+// checkClient takes an internal token as a bearer token, or as the secret of an OAuth client of any name that authenticates by
+// client_secret_basic (RFC 6749 section 2.3.1). That has it form-encoded, but many clients send it as it is: either is the token.
+func (s *Server) checkClient(authorization []string) error {
+	if len(authorization) == 1 {
+		if _, secret, ok := credential.Basic(authorization[0]); ok {
+			if decoded, err := url.QueryUnescape(secret); err == nil && s.tokens.Check(decoded) == nil {
+				return nil
+			}
+			return s.tokens.Check(secret)
+		}
 	}
-	digest := sha256.Sum256([]byte(token))
-	match := 0
-	for i := range s.tokens {
-		match |= subtle.ConstantTimeCompare(digest[:], s.tokens[i][:])
-	}
-	if match != 1 {
-		return &keys.Error{Code: api.InternalTokenRequired, Detail: "This listener is for the deployment's own services. Send one of its internal tokens."}
-	}
-	return nil
+	return s.tokens.Check(credential.Bearer(authorization))
 }
 
 // authenticate sets the principal from the bearer token (C1).
 func (s *Server) authenticate(x *exchange) error {
 	invalid := &keys.Error{Code: api.InvalidToken, Detail: "Send a valid access token of a signed-in user: Authorization: Bearer <access_token>."}
-	token := bearer(x.r.Header)
+	token := credential.Bearer(x.r.Header["Authorization"])
 	switch {
 	case token == "":
 		x.reason = "no single bearer token"
@@ -228,20 +216,6 @@ func (s *Server) authenticate(x *exchange) error {
 	return nil
 }
 
-// bearer returns the token of the one Authorization header, or nothing (RFC 6750 section 2.1).
-func bearer(h http.Header) string {
-	values := h["Authorization"]
-	if len(values) != 1 {
-		return ""
-	}
-	scheme, token, _ := strings.Cut(values[0], " ")
-	token = strings.Trim(token, " ")
-	if !strings.EqualFold(scheme, "Bearer") || strings.ContainsAny(token, " \t,") {
-		return ""
-	}
-	return token
-}
-
 // refuse leaves the refusal of an authenticated management call in the audit log, and passes any
 // other through.
 func (s *Server) refuse(x *exchange, err error) error {
@@ -258,8 +232,8 @@ func (x *exchange) readQuery(s *Server) error {
 	if raw == "" || slices.Equal(x.route.query, anyQuery) {
 		return nil
 	}
-	if s.holdsSecret(raw) {
-		return secretInURL()
+	if door.HoldsSecret(s.cfg.Format, raw) {
+		return door.SecretInURL()
 	}
 	values, err := url.ParseQuery(raw)
 	if err != nil {
@@ -401,87 +375,18 @@ func headerSize(r *http.Request) int {
 	return n
 }
 
-// remoteAddress is the peer without its port.
-func remoteAddress(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
-	}
-	return host
-}
-
-// requestIDs makes ids that are unique over processes and restarts. They are no secret.
-type requestIDs struct {
-	process string
-	count   *atomic.Uint64
-}
-
-func newRequestIDs() requestIDs {
-	var b [8]byte
-	rand.Read(b[:])
-	return requestIDs{"req_" + hex.EncodeToString(b[:]) + "_", new(atomic.Uint64)}
-}
-
-func (g requestIDs) next() string {
-	var b [64]byte
-	return string(strconv.AppendUint(append(b[:0], g.process...), g.count.Add(1), 36))
-}
-
-// requestID keeps the client's request id when there is one, it has 1–128 letters, digits and
-// ._:/+=@- only, and holds no secret; otherwise it makes one (C26, V7).
-func (s *Server) requestID(h http.Header) string {
-	values := h["X-Request-Id"]
-	if len(values) != 1 || values[0] == "" || len(values[0]) > 128 || s.holdsSecret(values[0]) {
-		return s.requestIDs.next()
-	}
-	for _, c := range []byte(values[0]) {
-		if !(c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z' || strings.IndexByte("._:/+=@-", c) >= 0) {
-			return s.requestIDs.next()
-		}
-	}
-	return values[0]
-}
-
-// holdsSecret reports whether text has part of a secret in it, also when it is percent-encoded, twice
-// at most.
-func (s *Server) holdsSecret(text string) bool {
-	for range 3 {
-		if s.cfg.Format.HoldsPart(text) {
-			return true
-		}
-		plain, err := url.QueryUnescape(text)
-		if err != nil || plain == text {
-			return false
-		}
-		text = plain
-	}
-	return false
-}
-
-func secretInURL() error {
-	return keys.Invalid("", "A secret must never be part of a URL: URLs are logged and remembered. Send it in a header, and roll the key it belongs to.")
-}
-
 // survive reports a panic and answers it, unless an answer had begun: then it returns false.
 func (s *Server) survive(l *listener, x *exchange, panicked any) bool {
 	l.metrics.panics.Inc()
-	// The value of a panic may hold anything; what the runtime says of itself holds no data.
-	what := fmt.Sprintf("%T", panicked)
-	if err, ok := panicked.(interface {
-		error
-		RuntimeError()
-	}); ok {
-		what = err.Error()
-	}
 	s.cfg.Logger.LogAttrs(context.Background(), slog.LevelError, "panic",
 		slog.String("request_id", x.requestID), slog.String("route", x.route.pattern),
-		slog.String("panic", what), slog.String("stack", string(debug.Stack())))
+		slog.String("panic", door.PanicText(panicked)), slog.String("stack", string(debug.Stack())))
 	if x.status != 0 {
 		return false
 	}
 	h := x.Header()
 	clear(h)
-	h["X-Request-Id"], h["X-Content-Type-Options"], h["Cache-Control"] = []string{x.requestID}, nosniff, noStore
+	x.prepare(l)
 	x.problem(errPanicked)
 	return true
 }
@@ -493,10 +398,10 @@ func (s *Server) account(l *listener, x *exchange, took time.Duration) {
 	if x.status == 0 {
 		x.status = http.StatusOK // what net/http sends when a handler wrote nothing
 	}
-	l.metrics.observe(x.route, method(x.r), x.status, took)
+	l.metrics.observe(x.route, door.Method(x.r.Method), x.status, took)
 	level := slog.LevelInfo
 	switch {
-	case x.route.quiet && x.status == http.StatusServiceUnavailable && !s.undecided.allow(time.Now()):
+	case x.route.quiet && x.status == http.StatusServiceUnavailable && !s.undecided.Allow(time.Now()):
 		level = slog.LevelDebug // one line a second tells of an outage as well as a million do
 	case x.route.quiet && x.status == http.StatusServiceUnavailable:
 		level = slog.LevelWarn // a node that starts answers so, too
@@ -510,9 +415,12 @@ func (s *Server) account(l *listener, x *exchange, took time.Duration) {
 	}
 	attrs := make([]slog.Attr, 0, 12)
 	attrs = append(attrs,
-		slog.String("listener", l.name), slog.String("method", method(x.r)), slog.String("route", x.route.pattern),
+		slog.String("listener", l.name), slog.String("method", door.Method(x.r.Method)), slog.String("route", x.route.pattern),
 		slog.Int("status", x.status), slog.Float64("duration_ms", float64(took)/float64(time.Millisecond)),
-		slog.String("request_id", x.requestID), slog.String("remote", remoteAddress(x.r)))
+		slog.String("request_id", x.requestID), slog.String("remote", door.RemoteAddress(x.r.RemoteAddr)))
+	if x.route.auth == forwarded {
+		attrs = append(attrs, s.original(x.r.Header)...)
+	}
 	if x.call.Principal.User != "" {
 		attrs = append(attrs, slog.String("user", x.call.Principal.User), slog.String("organization", x.call.Principal.OrganizationID))
 	}
@@ -526,14 +434,4 @@ func (s *Server) account(l *listener, x *exchange, took time.Duration) {
 		attrs = append(attrs, slog.String("cause", x.cause.Error()))
 	}
 	s.cfg.Logger.LogAttrs(x.r.Context(), level, "request", attrs...)
-}
-
-// method is the request's method when it is a common one: any other text is the caller's own.
-func method(r *http.Request) string {
-	switch r.Method {
-	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
-		return r.Method
-	default:
-		return "other"
-	}
 }

@@ -5,105 +5,46 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
-	"time"
 
-	"github.com/syncgram/keyward/api"
-	"github.com/syncgram/keyward/internal/keys"
+	"github.com/syncgram/keyward/internal/door"
 )
 
-// problemKind is what a code is on the wire.
-type problemKind struct {
-	status int
-	title  string
-}
-
-// problemKinds is the one map from codes to statuses (C25).
-var problemKinds = map[api.Code]problemKind{
-	api.InvalidToken:          {http.StatusUnauthorized, "Invalid token"},
-	api.UserTokenRequired:     {http.StatusUnauthorized, "User token required"},
-	api.InternalTokenRequired: {http.StatusUnauthorized, "Internal token required"},
-	api.Forbidden:             {http.StatusForbidden, "Forbidden"},
-	api.ConnectedAccount:      {http.StatusForbidden, "Connected account"},
-	api.OrganizationInactive:  {http.StatusForbidden, "Organization inactive"},
-	api.OrganizationUnknown:   {http.StatusForbidden, "Organization unknown"},
-	api.InvalidRequest:        {http.StatusBadRequest, "Invalid request"},
-	api.ActiveKeyExists:       {http.StatusBadRequest, "Active key exists"},
-	api.UnsupportedMediaType:  {http.StatusUnsupportedMediaType, "Unsupported media type"},
-	api.BodyTooLarge:          {http.StatusRequestEntityTooLarge, "Body too large"},
-	api.HeadersTooLarge:       {http.StatusRequestHeaderFieldsTooLarge, "Headers too large"},
-	api.RateLimited:           {http.StatusTooManyRequests, "Rate limited"},
-	api.IdempotencyKeyReused:  {http.StatusUnprocessableEntity, "Idempotency key reused"},
-	api.IdempotencyInProgress: {http.StatusConflict, "Idempotent request in progress"},
-	api.IdempotencyResultGone: {http.StatusConflict, "Idempotent result gone"},
-	api.KeyNotFound:           {http.StatusNotFound, "API key not found"},
-	api.KeyNotActive:          {http.StatusConflict, "API key not active"},
-	api.OrganizationNotFound:  {http.StatusNotFound, "Organization not found"},
-	api.RouteNotFound:         {http.StatusNotFound, "Route not found"},
-	api.MethodNotAllowed:      {http.StatusMethodNotAllowed, "Method not allowed"},
-	api.Unavailable:           {http.StatusServiceUnavailable, "Unavailable"},
-	api.Internal:              {http.StatusInternalServerError, "Internal error"},
-}
-
-// problemType is the stable URI before a code in the member type (RFC 9457 section 3.1.1).
-const problemType = "urn:keyward:problem:"
-
-// retryUnavailable is how long a caller waits after a 503 that does not say.
-const retryUnavailable = time.Second
-
-// challenge is the WWW-Authenticate of every 401 (C1, RFC 6750 section 3).
-var challenge = []string{`Bearer error="invalid_token"`}
-
-// refusalOf returns what an error tells the caller, and the cause that only the log learns.
-func refusalOf(err error) (refusal *keys.Error, cause error) {
-	var unavailable *keys.Unavailable
-	switch {
-	case errors.As(err, &refusal):
-		return refusal, nil
-	case errors.As(err, &unavailable):
-		return &keys.Error{Code: api.Unavailable, Detail: "This could not be decided or completed just now. Ask again in a moment; repeating the request is safe."}, unavailable.Err
-	default:
-		return &keys.Error{Code: api.Internal, Detail: "Something went wrong on our side. Quote the request id when you report it."}, err
-	}
-}
+var (
+	challenge = []string{door.Challenge}
+	// A client that authenticated by Basic is told Basic (RFC 6749 section 5.2).
+	challengeClient = []string{door.Challenge, `Basic realm="keyward"`}
+)
 
 // problem answers an error (C25, RFC 9457).
 func (x *exchange) problem(err error) {
-	refusal, cause := refusalOf(err)
-	kind, known := problemKinds[refusal.Code]
-	if !known {
-		kind = problemKinds[api.Internal]
-	}
-	x.code, x.cause = refusal.Code, cause
+	p := door.ProblemOf(err, x.requestID)
+	x.code, x.cause = p.Code, p.Cause
 	h := x.Header()
-	retry := refusal.RetryAfter
-	switch kind.status {
-	case http.StatusUnauthorized:
-		h["Www-Authenticate"] = challenge
-	case http.StatusServiceUnavailable:
-		retry = max(retry, retryUnavailable)
-	case http.StatusRequestEntityTooLarge, http.StatusRequestHeaderFieldsTooLarge:
+	if p.Status == http.StatusRequestEntityTooLarge || p.Status == http.StatusRequestHeaderFieldsTooLarge {
 		h.Set("Connection", "close") // the rest of the request is not worth reading
 	}
-	if retry > 0 {
-		h.Set("Retry-After", strconv.Itoa(keys.RetrySeconds(retry)))
+	if x.nginx {
+		h[statusHeader] = []string{strconv.Itoa(p.Status)}
+		if p.Status != http.StatusUnauthorized {
+			p.Status = http.StatusForbidden
+		}
 	}
-	p := api.Problem{
-		Type: problemType + string(refusal.Code), Title: kind.title, Status: kind.status,
-		Detail: refusal.Detail, Code: refusal.Code, RequestID: x.requestID, Param: refusal.Param,
+	if p.Status == http.StatusUnauthorized {
+		h["Www-Authenticate"] = challenge
+		if x.route.auth == oauthClient {
+			h["Www-Authenticate"] = challengeClient
+		}
 	}
-	switch refusal.Code {
-	case api.ActiveKeyExists:
-		p.ActiveAPIKeyID, p.ActiveEnv = refusal.KeyID, string(refusal.Environment)
-	case api.IdempotencyResultGone:
-		p.APIKeyID = refusal.KeyID
+	if p.RetryAfter > 0 {
+		h.Set("Retry-After", strconv.Itoa(p.RetryAfter))
 	}
-	body, err := json.Marshal(p)
+	body, err := json.Marshal(p.Problem)
 	if err != nil {
-		x.cause = errors.Join(cause, err)
+		x.cause = errors.Join(p.Cause, err)
 		x.WriteHeader(http.StatusInternalServerError)
 		return
 	}
 	h["Content-Type"] = problemJSON
-	x.WriteHeader(kind.status)
+	x.WriteHeader(p.Status)
 	_, _ = x.Write(body) // the client is gone; there is nobody left to tell
 }

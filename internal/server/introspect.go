@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/url"
 
+	"github.com/syncgram/keyward/internal/credential"
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/verify"
 )
@@ -51,7 +52,7 @@ func (s *Server) introspect(x *exchange) error {
 	}
 	account, err := connectedAccount(x.r.Header, parameter(form, "connected_account_id"))
 	if form.Has("connected_account_id") && account == "" || err != nil {
-		account = notAnAccount // a form that cannot be meant is one more token that is not accepted
+		account = credential.NotAnAccount // a form that cannot be meant is one more token that is not accepted
 	}
 	r.ConnectedAccountID = account
 	verdict, err := s.decide(x, doorIntrospect, r)

@@ -10,6 +10,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/syncgram/keyward/internal/door"
 )
 
 // Limits bounds what one connection may take. The zero value of each is its default.
@@ -35,7 +37,7 @@ func NewHTTPServer(h http.Handler, l Limits, logger *slog.Logger) *http.Server {
 		ReadTimeout:       or(l.Read, 15*time.Second),
 		WriteTimeout:      or(l.Write, 60*time.Second),
 		IdleTimeout:       or(l.Idle, 75*time.Second),
-		MaxHeaderBytes:    2 * maxHeader,
+		MaxHeaderBytes:    2 * door.MaxHeader,
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
 
 		DisableGeneralOptionsHandler: true, // OPTIONS * has a request id too (C26)

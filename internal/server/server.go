@@ -6,16 +6,16 @@ package server
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/url"
 	"slices"
-	"sync/atomic"
 	"time"
 
 	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/door"
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/verify"
 	"github.com/syncgram/keyward/token"
@@ -88,13 +88,10 @@ type AuditQuery struct {
 type Server struct {
 	cfg              Config
 	public, internal *listener
-	tokens           [][sha256.Size]byte // digests of cfg.InternalTokens
-	undecided        throttle            // of the log line about verifications that were not decided
-	requestIDs       requestIDs
+	tokens           door.InternalTokens
+	undecided        door.Throttle // of the log line about verifications that were not decided
+	requestIDs       door.RequestIDs
 }
-
-// minInternalToken is the least length of an internal token, in bytes.
-const minInternalToken = 16
 
 // New returns the doors for cfg.
 func New(cfg Config) (*Server, error) {
@@ -115,12 +112,10 @@ func New(cfg Config) (*Server, error) {
 			return nil, errors.New("server: a CORS origin must be scheme://host with an optional port and nothing after it, such as https://dashboard.example.com")
 		}
 	}
-	s := &Server{cfg: cfg, requestIDs: newRequestIDs()}
-	for _, t := range cfg.InternalTokens {
-		if len(t) < minInternalToken {
-			return nil, errors.New("server: an internal token must have at least 16 characters")
-		}
-		s.tokens = append(s.tokens, sha256.Sum256([]byte(t)))
+	s := &Server{cfg: cfg, requestIDs: door.NewRequestIDs(cfg.Format)}
+	var err error
+	if s.tokens, err = door.NewInternalTokens(cfg.InternalTokens); err != nil {
+		return nil, fmt.Errorf("server: %w", err)
 	}
 	s.public = newListener(public, s.routes(), cfg.Metrics)
 	s.internal = newListener(internal, s.routes(), cfg.Metrics)
@@ -138,12 +133,4 @@ func (s *Server) Internal() http.Handler { return s.handler(s.internal) }
 func exactOrigin(o string) bool {
 	u, err := url.Parse(o)
 	return err == nil && slices.Contains([]string{"http", "https"}, u.Scheme) && u.Host != "" && o == u.Scheme+"://"+u.Host
-}
-
-// throttle lets one event through each second.
-type throttle struct{ last atomic.Int64 }
-
-func (t *throttle) allow(now time.Time) bool {
-	last := t.last.Load()
-	return now.Unix() != last && t.last.CompareAndSwap(last, now.Unix())
 }

@@ -10,6 +10,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -35,6 +37,7 @@ import (
 
 	"github.com/syncgram/keyward/api"
 	"github.com/syncgram/keyward/internal/apitest"
+	"github.com/syncgram/keyward/internal/door"
 	"github.com/syncgram/keyward/internal/keys"
 )
 
@@ -99,7 +102,7 @@ func TestC27Routes(t *testing.T) {
 			}
 		}
 	}
-	for _, path := range []string{"/v1/organizations/", "/v1/organizations//", "/v1/organizations/a/b", "/v1/organizations/a%2Fb", "/v1/verify/", "/v1/authorize/x", "/v1", "/healthz/", "/debug/pprof/"} {
+	for _, path := range []string{"/v1/organizations/", "/v1/organizations//", "/v1/organizations/a/b", "/v1/organizations/a%2Fb", "/v1/verify/", "/v1/authorizex", "/v1/authorize:live", "/v1/authorize:prod/x", "/v1/authorize%3Alive/x", "/v1/authorize%2Fx", "/v1", "/healthz/", "/debug/pprof/"} {
 		if got := f.do(ask{method: "GET", url: f.internal + path}); got.status != 404 || got.problem.Code != api.RouteNotFound {
 			t.Errorf("%s: %d %s", path, got.status, got.body)
 		}
@@ -192,8 +195,9 @@ func TestR3InternalTokens(t *testing.T) {
 			continue
 		}
 		path := strings.ReplaceAll(r.Path, "{id}", "org_a")
+		client := path == "/v1/introspect"
 		isOpen := slices.Contains([]string{"/healthz", "/livez", "/readyz"}, path)
-		forwarded := path == "/v1/authorize"
+		forwarded := strings.HasPrefix(path, "/v1/authorize")
 		for name, h := range map[string]http.Header{
 			"none":         {},
 			"wrong":        {"Authorization": {"Bearer " + one + "x"}, "X-Internal-Token": {one + "x"}},
@@ -201,9 +205,16 @@ func TestR3InternalTokens(t *testing.T) {
 			"empty":        {"Authorization": {"Bearer "}, "X-Internal-Token": {""}},
 			"twice":        {"Authorization": {"Bearer " + one, "Bearer " + one}, "X-Internal-Token": {one, one}},
 			"a secret":     {"Authorization": {"Bearer " + secret}},
+			"as user name": {"Authorization": {basic(one, "")}},
+			"wrong secret": {"Authorization": {basic("gateway", one+"x")}},
+			"no secret":    {"Authorization": {basic("gateway", "")}},
+			"Basic twice":  {"Authorization": {basic("gateway", one), basic("gateway", one)}},
 			"other header": {map[bool]string{true: "Authorization", false: "X-Internal-Token"}[forwarded]: {map[bool]string{true: "Bearer " + one, false: one}[forwarded]}},
 		} {
 			got := f.do(ask{method: r.Method, url: f.internal + path, header: h})
+			if got.status == 401 && (len(got.header["Www-Authenticate"]) == 2) != client {
+				t.Errorf("%s %s with %s: challenges %q", r.Method, path, name, got.header["Www-Authenticate"])
+			}
 			if isOpen != (got.status == 200) || !isOpen && got.status != 401 || !isOpen && r.Method != "HEAD" && got.problem.Code != api.InternalTokenRequired {
 				t.Errorf("%s %s with %s: %d %s", r.Method, path, name, got.status, got.body)
 			}
@@ -221,13 +232,37 @@ func TestR3InternalTokens(t *testing.T) {
 	}
 }
 
+// R3, V4: an OAuth client's secret is an internal token, at introspection alone.
+func TestR3ClientSecret(t *testing.T) {
+	secret := "a+b%2F" + rand.Text() // what form encoding changes
+	f := newFixture(t, func(s *setup) { s.server.InternalTokens = []string{"first-" + rand.Text(), secret} })
+	for name, header := range map[string]string{
+		"as it is": basic("gateway", secret), "form-encoded": basic("a%3Ab", url.QueryEscape(secret)), "no client id": basic("", secret), "bearer": "Bearer " + secret,
+	} {
+		got := f.do(ask{method: "POST", url: f.internal + "/v1/introspect", body: "token=x", header: http.Header{
+			"Content-Type": {"application/x-www-form-urlencoded"}, "Authorization": {header},
+		}})
+		if got.status != 200 || got.body != `{"active":false}` {
+			t.Errorf("%s: %d %s", name, got.status, got.body)
+		}
+		got = f.do(ask{method: "POST", url: f.internal + "/v1/verify", body: `{"key":"x"}`, header: http.Header{"Authorization": {header}}})
+		if want := map[bool]int{true: 200, false: 401}[name == "bearer"]; got.status != want {
+			t.Errorf("%s at another route: %d, want %d", name, got.status, want)
+		}
+	}
+}
+
+func basic(user, password string) string {
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
+}
+
 // Headers beyond 16 KiB are 431, as a problem up to twice that.
 func TestHeaderLimit(t *testing.T) {
 	f := newFixture(t)
 	for _, n := range []int{15 << 10, 17 << 10, 30 << 10} {
 		for _, url := range []string{f.public + "/docs", f.internal + "/v1/authorize"} {
 			got := f.do(ask{method: "GET", url: url, header: http.Header{"X-Padding": {strings.Repeat("x", n)}}})
-			if n > maxHeader {
+			if n > door.MaxHeader {
 				got.refused(t, 431, api.HeadersTooLarge, "")
 			} else if got.status == 431 {
 				t.Errorf("%d bytes: 431", n)

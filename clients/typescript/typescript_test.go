@@ -1,0 +1,186 @@
+// Package typescript runs the tests of the TypeScript client against the real server.
+package typescript
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/syncgram/keyward/internal/keywardtest"
+)
+
+func TestMain(m *testing.M) { os.Exit(keywardtest.Main(m)) }
+
+// setup is what the tests in test/ are told; see test/setup.ts.
+type setup struct {
+	Internal string              `json:"internal"`
+	Token    string              `json:"token"`
+	Open     string              `json:"open"`
+	Public   string              `json:"public"`
+	Frozen   string              `json:"frozen"`
+	Secrets  keywardtest.Secrets `json:"secrets"`
+	OpenLive string              `json:"open_live"`
+	Doomed   []doomed            `json:"doomed"`
+}
+
+type doomed struct {
+	Key      string `json:"key"`
+	APIKeyID string `json:"api_key_id"`
+	JWT      string `json:"jwt"`
+}
+
+// V4: the client, the middleware for each framework and an independent OAuth client, on Node against the real server. The types are
+// those that the OpenAPI document gives.
+func TestV4TypeScript(t *testing.T) {
+	dir := install(t)
+	npm(t, dir, "run", "generate")
+	committed, err := os.ReadFile("src/openapi.ts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	generated, err := os.ReadFile(filepath.Join(dir, "src/openapi.ts"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(generated), string(committed)); diff != "" {
+		t.Fatalf("src/openapi.ts is not what api/openapi.yaml gives; npm run generate, in clients/typescript (-want +got):\n%s", diff)
+	}
+	writeDocumented(t, dir)
+	npm(t, dir, "run", "build")
+
+	const token = "a+token/of%the-internal:listener" // what form encoding changes
+	tokens := filepath.Join(t.TempDir(), "tokens")
+	if err := os.WriteFile(tokens, []byte("another-internal-token\n"+token+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	server := keywardtest.Start(t, keywardtest.Options{Flags: []string{"--internal-token-file=" + tokens, "--lease=60s"}})
+	open := keywardtest.Start(t, keywardtest.Options{Flags: []string{"--lease=60s"}}) // a machine that stands still for a while is no outage here
+	s := setup{
+		Internal: server.Internal, Token: token, Open: open.Internal, Public: server.Public, Frozen: frozen(t),
+		Secrets: server.Issue(t, token), OpenLive: open.Issue(t, "").Live,
+	}
+	for _, organization := range []string{"org_doomed_1", "org_doomed_2", "org_doomed_3", "org_doomed_4"} {
+		k := server.Create(t, organization)
+		s.Doomed = append(s.Doomed, doomed{k.Key, k.APIKeyID, server.Token(t, "user_"+organization, organization)})
+	}
+	env, err := json.Marshal(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests, err := filepath.Glob(filepath.Join(dir, "dist/test/*.test.js"))
+	if err != nil || len(tests) != 3 {
+		t.Fatalf("test files %q: %v", tests, err)
+	}
+	cmd := exec.Command("node", append([]string{"--test", "--test-reporter=spec"}, tests...)...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "KEYWARD_TEST="+string(env))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Errorf("node --test: %v\n%s", err, out)
+	}
+	if !bytes.Contains(out, []byte(" skipped 0\n")) || bytes.Contains(out, []byte(" pass 0\n")) {
+		t.Errorf("tests were skipped, or none ran:\n%s", out)
+	}
+}
+
+// install copies the client, as git has it, beside the OpenAPI document, and installs what it is developed with. The tree stays as it is.
+func install(t *testing.T) string {
+	t.Helper()
+	for _, program := range []string{"node", "npm"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Fatalf("%v: these tests need Node 18 or newer with npm: sudo apt-get install nodejs npm", err)
+		}
+	}
+	root := t.TempDir()
+	dir := filepath.Join(root, "clients", "typescript")
+	err := filepath.WalkDir(".", func(p string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (d.Name() == "node_modules" || d.Name() == "dist"):
+			return fs.SkipDir
+		case d.IsDir():
+			return os.MkdirAll(filepath.Join(dir, p), 0o755)
+		default:
+			return copyFile(p, filepath.Join(dir, p))
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(root, "api"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := copyFile("../../api/openapi.yaml", filepath.Join(root, "api/openapi.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	npm(t, dir, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline")
+	return dir
+}
+
+// writeDocumented puts the code blocks of the client's page beside the tests, for the compiler to judge.
+func writeDocumented(t *testing.T, dir string) {
+	t.Helper()
+	page, err := os.ReadFile("../../docs/doors/typescript.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?s)```ts\n(.*?)```").FindAllSubmatch(page, -1)
+	if len(blocks) != 4 {
+		t.Fatalf("%d code blocks in the page, want one for the client and one for each framework", len(blocks))
+	}
+	for i, b := range blocks {
+		if err := os.WriteFile(filepath.Join(dir, "test", fmt.Sprintf("documented_%d.ts", i)), b[1], 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func copyFile(from, to string) error {
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, b, 0o644)
+}
+
+func npm(t *testing.T, dir string, args ...string) {
+	t.Helper()
+	cmd := exec.Command("npm", args...)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("npm %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+}
+
+// frozen is an address that takes connections and answers nothing, as a process that stands still does.
+func frozen(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return "http://" + l.Addr().String()
+}
+
+// A lock file that names where packages were found would send everybody there.
+func TestLockFileNamesNoRegistry(t *testing.T) {
+	lock, err := os.ReadFile("package-lock.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(lock, []byte(`"resolved"`)) || !bytes.Contains(lock, []byte(`"integrity"`)) {
+		t.Error("package-lock.json must have integrity and no resolved; .npmrc says so, npm install again")
+	}
+}
