@@ -28,7 +28,7 @@ type endpoint struct {
 
 // endpoints are asked as a payments API and a proxy would ask.
 func endpoints(secretLength int) []endpoint {
-	const body, end = `{"key":"`, `"}`
+	const body, end, form = `{"key":"`, `"}`, "token="
 	return []endpoint{
 		{
 			path: "/v1/verify",
@@ -41,6 +41,12 @@ func endpoints(secretLength int) []endpoint {
 			before: "GET /v1/authorize HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: load\r\nAccept: */*\r\n" +
 				"X-Forwarded-Method: POST\r\nX-Forwarded-Uri: /payments\r\nX-Forwarded-For: 192.0.2.7\r\nAuthorization: Bearer ",
 			after: "\r\n\r\n",
+		},
+		{
+			path: "/v1/introspect",
+			before: "POST /v1/introspect HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: load\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: " +
+				strconv.Itoa(len(form)+secretLength) + "\r\n\r\n" + form,
+			accepted: `{"active":true`,
 		},
 		{path: checkEndpoint},
 	}

@@ -33,6 +33,7 @@ type exchange struct {
 	r         *http.Request
 	ctx       context.Context
 	requestID string
+	named     [1]string // requestID, as the value of its header
 	route     *route
 	segment   string     // the text of the path's {name} segment
 	query     url.Values // only the parameters the route takes, each once
@@ -111,7 +112,8 @@ func (s *Server) serve(l *listener, x *exchange) error {
 // prepare sets the headers that every answer has.
 func (x *exchange) prepare(l *listener) {
 	h := x.Header()
-	h["X-Request-Id"] = []string{x.requestID}
+	x.named[0] = x.requestID
+	h["X-Request-Id"] = x.named[:]
 	for _, c := range door.CommonHeaders {
 		h[c.Name] = c.Values
 	}
@@ -156,7 +158,9 @@ func (s *Server) match(l *listener, x *exchange) (answered bool, err error) {
 
 // admit lets the caller of a route through, or not (C1–C5, R3).
 func (s *Server) admit(x *exchange) error {
-	x.call = keys.Call{RequestID: x.requestID, RemoteAddress: door.RemoteAddress(x.r.RemoteAddr)}
+	if !x.route.quiet {
+		x.call = keys.Call{RequestID: x.requestID, RemoteAddress: door.RemoteAddress(x.r.RemoteAddr)}
+	}
 	switch x.route.auth {
 	case userToken:
 		x.call.ConnectedAccount = len(x.r.Header["X-Connected-Account-Id"]) > 0

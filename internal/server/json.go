@@ -126,7 +126,7 @@ func parseObject(b []byte, fields []field) error {
 			}
 			p.space()
 		}
-		name, err := p.text()
+		name, err := p.bytes()
 		if err != nil {
 			return malformed()
 		}
@@ -136,11 +136,11 @@ func parseObject(b []byte, fields []field) error {
 		}
 		p.space()
 		i := 0
-		for i < len(fields) && fields[i].name != name {
+		for i < len(fields) && fields[i].name != string(name) {
 			i++
 		}
 		if i == len(fields) {
-			return unknownMember(name, fields)
+			return unknownMember(string(name), fields)
 		}
 		if seen&(1<<i) != 0 {
 			return keys.Invalid(fields[i].name, fields[i].name+" is there twice.")
@@ -284,20 +284,26 @@ func textFault(name string, err error) error {
 // text reads a string. It refuses what encoding/json would silently replace: invalid UTF-8 and half
 // of a surrogate pair.
 func (p *parser) text() (string, error) {
+	b, err := p.bytes()
+	return string(b), err
+}
+
+// bytes is text as a part of the body, where nothing in it is escaped.
+func (p *parser) bytes() ([]byte, error) {
 	if !p.take('"') {
-		return "", errNotText
+		return nil, errNotText
 	}
 	rest := p.b[p.i:]
 	end := bytes.IndexByte(rest, '"')
 	if end < 0 {
-		return "", errNotText
+		return nil, errNotText
 	}
 	if plain := rest[:end]; bytes.IndexByte(plain, '\\') < 0 {
 		if err := checkText(plain); err != nil {
-			return "", err
+			return nil, err
 		}
 		p.i += end + 1
-		return string(plain), nil
+		return plain, nil
 	}
 	return p.escaped()
 }
@@ -318,7 +324,7 @@ func checkText(b []byte) error {
 }
 
 // escaped is text for strings that have escapes.
-func (p *parser) escaped() (string, error) {
+func (p *parser) escaped() ([]byte, error) {
 	var out []byte
 	for p.i < len(p.b) {
 		run := p.b[p.i:]
@@ -326,33 +332,33 @@ func (p *parser) escaped() (string, error) {
 			run = run[:n]
 		}
 		if err := checkText(run); err != nil {
-			return "", err
+			return nil, err
 		}
 		out = append(out, run...)
 		p.i += len(run)
 		if p.take('"') {
-			return string(out), nil
+			return out, nil
 		}
 		if !p.take('\\') || p.i == len(p.b) {
-			return "", errNotText
+			return nil, errNotText
 		}
 		c := p.b[p.i]
 		p.i++
 		if c == 'u' {
 			r, err := p.codePoint()
 			if err != nil {
-				return "", err
+				return nil, err
 			}
 			out = utf8.AppendRune(out, r)
 			continue
 		}
 		at := strings.IndexByte(`"\/bfnrt`, c)
 		if at < 0 {
-			return "", errNotText
+			return nil, errNotText
 		}
 		out = append(out, "\"\\/\b\f\n\r\t"[at])
 	}
-	return "", errNotText
+	return nil, errNotText
 }
 
 // codePoint reads what follows \u, and the second half of a pair.
