@@ -21,6 +21,7 @@ need curl curl
 need git git
 need gcc gcc
 need spin spin
+[ -x /usr/sbin/nginx ] || need nginx nginx-light # not in everybody's path; the tests start one of their own
 need node nodejs
 need npm npm
 if [ -z "${KEYWARD_TEST_POSTGRES_URL-}" ] && ! command -v initdb >/dev/null 2>&1 && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
@@ -50,6 +51,9 @@ say "one static binary (R6)"
 binary=$(mktemp -d)/keyward
 trap 'rm -rf "$(dirname "$binary")"' EXIT
 CGO_ENABLED=0 go build -trimpath -o "$binary" ./cmd/keyward
+
+say "Caddy, for the tests of the doors: minutes the first time, then from Go's build cache"
+go tool -modfile=tools/caddy/go.mod -n caddy >/dev/null
 
 # The histories run by themselves: they put real processes under faults and say how long things may take.
 histories=github.com/syncgram/keyward/internal/histories

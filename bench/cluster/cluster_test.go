@@ -264,7 +264,7 @@ func (m *many) create(b *testing.B, i int) (secret string, id string) {
 		b.Fatal(err)
 	}
 	id = "key_" + rand.Text()
-	commit, err := m.stores[i%len(m.stores)].Write(b.Context(), func(ctx context.Context, tx keys.Tx) error {
+	commit, err := m.stores[i%len(m.stores)].Write(b.Context(), keys.Reads{}, func(ctx context.Context, tx keys.Tx) error {
 		if err := tx.InsertKey(ctx, keys.Key{
 			ID: id, OrganizationID: "org_" + id, Environment: keys.Test, Digest: s.Digest(), Hint: s.Hint(), Name: "n", CreatedAt: tx.Now(), State: keys.StateActive,
 		}); err != nil {
@@ -403,7 +403,7 @@ func BenchmarkVerifyBesideRevokes(b *testing.B) {
 				}
 				id := ids[0]
 				ids = ids[1:]
-				commit, err := m.stores[0].Write(b.Context(), func(ctx context.Context, tx keys.Tx) error {
+				commit, err := m.stores[0].Write(b.Context(), keys.Reads{}, func(ctx context.Context, tx keys.Tx) error {
 					k, err := tx.Key(ctx, id)
 					if err != nil {
 						return err

@@ -42,6 +42,7 @@ func endpoints(secretLength int) []endpoint {
 				"X-Forwarded-Method: POST\r\nX-Forwarded-Uri: /payments\r\nX-Forwarded-For: 192.0.2.7\r\nAuthorization: Bearer ",
 			after: "\r\n\r\n",
 		},
+		{path: checkEndpoint},
 	}
 }
 
@@ -95,6 +96,9 @@ func (o *options) profileOf(server string) string {
 
 // capture asks once and returns the answer, for the floor to repeat.
 func (e endpoint) capture(ctx context.Context, s *child) (a sameAnswer, err error) {
+	if e.path == checkEndpoint {
+		return captureCheck(ctx, s)
+	}
 	c, err := dial(ctx, s.Address)
 	if err != nil {
 		return a, err
@@ -165,13 +169,28 @@ func (e endpoint) compare(ctx context.Context, o options, floor, keyward *child)
 // asks again.
 type load struct {
 	server *child
-	conns  []*asker
+	conns  []connection
+	shared []func() error // closes what connections share
 	spent  time.Duration
 	cpu    int64 // nanoseconds of the server's processor time
 }
 
+// connection asks, waits for the answer and asks again.
+type connection interface {
+	askUntil(until time.Time) error
+	counted() *histogram
+	Close() error
+}
+
 func (e endpoint) connect(ctx context.Context, s *child, sample []string, n int) (*load, error) {
 	l := &load{server: s}
+	if e.path == checkEndpoint {
+		var err error
+		if l.conns, l.shared, err = connectChecks(s.Check, sample, n); err != nil {
+			return nil, errors.Join(err, l.close())
+		}
+		return l, nil
+	}
 	for i := range n {
 		c, err := dial(ctx, s.Address)
 		if err != nil {
@@ -214,14 +233,14 @@ func (l *load) run(d time.Duration) error {
 func (l *load) reset() {
 	l.spent, l.cpu = 0, 0
 	for _, c := range l.conns {
-		c.times = histogram{}
+		*c.counted() = histogram{}
 	}
 }
 
 func (l *load) figures() figures {
 	var all histogram
 	for _, c := range l.conns {
-		all.add(&c.times)
+		all.add(c.counted())
 	}
 	return figures{
 		Requests: all.total, PerSecond: float64(all.total) / l.spent.Seconds(),
@@ -234,6 +253,9 @@ func (l *load) close() error {
 	var errs []error
 	for _, c := range l.conns {
 		errs = append(errs, c.Close())
+	}
+	for _, c := range l.shared {
+		errs = append(errs, c())
 	}
 	return errors.Join(errs...)
 }
@@ -251,6 +273,8 @@ type asker struct {
 	next     int
 	times    histogram
 }
+
+func (a *asker) counted() *histogram { return &a.times }
 
 // patience is how long an answer may take before the run is given up.
 const patience = 10 * time.Second

@@ -30,8 +30,8 @@ func TestRatiosArePrinted(t *testing.T) {
 		if err := json.Unmarshal(out.Bytes(), &r); err != nil {
 			t.Fatal(err)
 		}
-		if len(r.Results) != 4 {
-			t.Fatalf("%d results, want two endpoints for each of two sizes", len(r.Results))
+		if len(r.Results) != 6 {
+			t.Fatalf("%d results, want three endpoints for each of two sizes", len(r.Results))
 		}
 		for _, m := range r.Results {
 			if m.Ratio <= 0 || m.RatioLow > m.Ratio || m.Ratio > m.RatioHigh || m.Turns != 3 {

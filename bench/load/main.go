@@ -1,9 +1,9 @@
-// Load measures verification over HTTP against a floor: a bare net/http server that answers the same
+// Load measures verification over HTTP and Envoy's gRPC against a floor: bare net/http and gRPC servers that answer the same
 // requests with the same bytes. Both serve in processes of their own, are loaded over loopback in short
 // turns, and are compared turn by turn, so that whatever else the machine does hits both.
 //
 // main.go is the command line and the report, serve.go the two servers, seed.go the database,
-// client.go the load.
+// client.go the load, check.go what is gRPC of both.
 package main
 
 import (
@@ -58,7 +58,7 @@ func (c *counts) Set(s string) error {
 const usage = `Usage: load [flags]
 
 Measures POST /v1/verify and GET /v1/authorize of the internal listener against a bare net/http
-server that answers the same bytes. Everything stays on the loopback interface.
+server that answers the same bytes, and Envoy's ext_authz against a bare gRPC server. Everything stays on the loopback interface.
 
 Example:
   go run ./bench/load --keys 1000 --keys 1000000 --duration 10s --connections 64

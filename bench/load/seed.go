@@ -86,7 +86,7 @@ func (d *seeded) fill(ctx context.Context, n int, progress io.Writer) error {
 	began := time.Now()
 	for from := 0; from < n; from += seedBatch {
 		to := min(from+seedBatch, n)
-		_, err := d.store.Write(ctx, func(ctx context.Context, tx keys.Tx) error {
+		_, err := d.store.Write(ctx, keys.Reads{}, func(ctx context.Context, tx keys.Tx) error {
 			for i := from; i < to; i++ {
 				if err := d.put(ctx, tx, i, n); err != nil {
 					return err

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/extauthz"
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/server"
 	"github.com/syncgram/keyward/internal/verify"
@@ -32,7 +33,8 @@ var roles = map[string]func(args []string, stdin io.Reader, stdout, stderr io.Wr
 
 // started is the first line a server writes.
 type started struct {
-	Address string   `json:"address"`
+	Address string   `json:"address"` // of the HTTP server
+	Check   string   `json:"check"`   // of the gRPC server
 	Sample  []string `json:"sample,omitempty"`
 }
 
@@ -43,7 +45,7 @@ type sameAnswer struct {
 }
 
 // serveFloor is net/http with nothing behind it: it reads the request's body and writes the bytes
-// it was given for the path. Its settings are net/http's own, no deadlines.
+// it was given for the path. Its settings are net/http's own, no deadlines. Beside it is gRPC with nothing behind it.
 func serveFloor(args []string, stdin io.Reader, stdout, stderr io.Writer) (err error) {
 	f := flag.NewFlagSet("serve-floor", flag.ContinueOnError)
 	f.SetOutput(stderr)
@@ -65,7 +67,11 @@ func serveFloor(args []string, stdin io.Reader, stdout, stderr io.Writer) (err e
 		return err
 	}
 	defer func() { err = errors.Join(err, stopProfile()) }()
-	return serveUntilTold(&http.Server{Handler: floor(answers)}, started{}, in, stdout)
+	check, err := newBareCheck(answers[checkEndpoint])
+	if err != nil {
+		return err
+	}
+	return serveUntilTold(&http.Server{Handler: floor(answers)}, check, started{}, in, stdout)
 }
 
 // floor is the handler with nothing behind it.
@@ -111,7 +117,7 @@ func serveKeyward(args []string, stdin io.Reader, stdout, stderr io.Writer) (err
 
 	logger := slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	began := time.Now()
-	handler, stop, err := d.internal(ctx, logger)
+	handler, check, stop, err := d.internal(ctx, logger)
 	if err != nil {
 		return err
 	}
@@ -125,7 +131,7 @@ func serveKeyward(args []string, stdin io.Reader, stdout, stderr io.Writer) (err
 	}
 	defer func() { err = errors.Join(err, stopProfile()) }()
 	srv := server.NewHTTPServer(handler, server.Limits{}, logger)
-	return serveUntilTold(srv, started{Sample: d.sample}, bufio.NewReader(stdin), stdout)
+	return serveUntilTold(srv, check, started{Sample: d.sample}, bufio.NewReader(stdin), stdout)
 }
 
 // startProfile writes a CPU profile to the file, unless its name is empty, until it is stopped.
@@ -143,26 +149,29 @@ func startProfile(name string) (stop func() error, err error) {
 	return func() error { pprof.StopCPUProfile(); return file.Close() }, nil
 }
 
-// internal returns the internal listener's handler once it decides from memory. stop ends what keeps that
+// internal returns the internal listener's handler and the ext_authz listener once they decide from memory. stop ends what keeps that
 // memory current.
-func (d *seeded) internal(ctx context.Context, logger *slog.Logger) (_ http.Handler, stop func(), err error) {
+func (d *seeded) internal(ctx context.Context, logger *slog.Logger) (_ http.Handler, check *extauthz.Server, stop func(), err error) {
 	v, err := verify.New(verify.Config{Feed: d.store, Format: d.format, Logger: logger})
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	metrics := server.NewMetrics()
 	service, err := keys.NewService(keys.Config{
 		Store: d.store, Ring: d.ring, Format: d.format, Barrier: v, Observe: metrics.Act, Render: server.RenderIssued,
 	})
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	doors, err := server.New(server.Config{
 		Service: service, Authenticator: nobody{}, Verifier: v, Operations: operations{d.store.Engine()},
 		Format: d.format, Metrics: metrics, Logger: logger, Version: "bench",
 	})
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
+	}
+	if check, err = extauthz.New(extauthz.Config{Verifier: v, Format: d.format, Metrics: metrics, Logger: logger}); err != nil {
+		return nil, nil, nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	following := make(chan struct{})
@@ -171,11 +180,11 @@ func (d *seeded) internal(ctx context.Context, logger *slog.Logger) (_ http.Hand
 	for deadline := time.Now().Add(loadPatience); v.Ready() != nil; {
 		if time.Now().After(deadline) {
 			stop()
-			return nil, nil, fmt.Errorf("the keys were not loaded in %v: %w", loadPatience, v.Ready())
+			return nil, nil, nil, fmt.Errorf("the keys were not loaded in %v: %w", loadPatience, v.Ready())
 		}
 		<-time.After(time.Millisecond)
 	}
-	return doors.Internal(), stop, nil
+	return doors.Internal(), check, stop, nil
 }
 
 // loadPatience is how long the keys may take to be read into memory.
@@ -206,16 +215,19 @@ func (operations) Checks(context.Context) ([]api.Check, error) { return nil, err
 func (operations) Nodes(context.Context) (api.NodeList, error) { return api.NodeList{}, errUnused }
 func (o operations) Engine() string                            { return o.engine }
 
-// serveUntilTold serves on a free loopback port, says where, and answers each line on in with the
+// serveUntilTold serves on free loopback ports, says where, and answers each line on in with the
 // processor time used so far, in nanoseconds, until in ends.
-func serveUntilTold(srv *http.Server, first started, in *bufio.Reader, out io.Writer) error {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
+func serveUntilTold(srv *http.Server, check door, first started, in *bufio.Reader, out io.Writer) error {
+	doors := []door{srv, check}
+	served := make(chan error, len(doors))
+	for i, at := range []*string{&first.Address, &first.Check} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		go func() { served <- doors[i].Serve(l) }()
+		*at = l.Addr().String()
 	}
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(l) }()
-	first.Address = l.Addr().String()
 	reply := json.NewEncoder(out)
 	if err := reply.Encode(first); err != nil {
 		return err
@@ -228,11 +240,13 @@ func serveUntilTold(srv *http.Server, first started, in *bufio.Reader, out io.Wr
 			break
 		}
 	}
-	if err := srv.Close(); err != nil {
-		return err
-	}
-	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
-		return err
+	for _, d := range doors {
+		if err := d.Close(); err != nil {
+			return err
+		}
+		if err := <-served; err != nil && !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
 	}
 	return nil
 }

@@ -87,7 +87,7 @@ func (c *devCmd) Run(ctx context.Context, t *terminal) error {
 	}
 	defer n.close()
 	payments := new(http.ServeMux)
-	n.add("payments", string(c.PaymentsListen), server.NewHTTPServer(payments, server.Limits{}, logger), nil)
+	n.addHTTP("payments", string(c.PaymentsListen), server.NewHTTPServer(payments, server.Limits{}, logger), nil)
 	n.bound = func() error {
 		client, err := keyward.New(keyward.Config{Addresses: []string{baseURL(n.address("internal"))}})
 		if err != nil {

@@ -130,8 +130,8 @@ func (l *lateStore) do(call func(*sqlstore.Store) error) error {
 
 // The methods of keys.Store and keys.Feed.
 
-func (l *lateStore) Write(ctx context.Context, fn func(context.Context, keys.Tx) error) (keys.Commit, error) {
-	return with(l, func(s *sqlstore.Store) (keys.Commit, error) { return s.Write(ctx, fn) })
+func (l *lateStore) Write(ctx context.Context, first keys.Reads, fn func(context.Context, keys.Tx) error) (keys.Commit, error) {
+	return with(l, func(s *sqlstore.Store) (keys.Commit, error) { return s.Write(ctx, first, fn) })
 }
 
 func (l *lateStore) Record(ctx context.Context, e keys.AuditEntry) error {

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/syncgram/keyward/internal/extauthz"
 	"github.com/syncgram/keyward/internal/identity"
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/probe"
@@ -28,7 +29,8 @@ import (
 // nodeConfig is what a node is made of, every value checked.
 type nodeConfig struct {
 	listen, internalListen string
-	tls                    server.TLSFiles // Cert empty = no TLS; ClientCA concerns the internal listener
+	extAuthzListen         string          // empty = no such listener
+	tls                    server.TLSFiles // Cert empty = no TLS; ClientCA concerns all listeners but the public one
 	corsOrigins            []string
 	internalTokens         []string
 
@@ -75,9 +77,31 @@ type node struct {
 type listener struct {
 	name    string
 	address string // as asked for; once the node runs, as it is
-	tls     *tls.Config
-	http    *http.Server
+	tls     bool
+	door    doorway
 	net     net.Listener
+}
+
+// doorway is what a listener serves.
+type doorway interface {
+	Serve(l net.Listener) error         // nil once it was ended
+	Shutdown(ctx context.Context) error // ends it when what runs is answered
+	Close() error                       // ends it at once
+}
+
+// httpDoor is a doorway over HTTP.
+type httpDoor struct{ *http.Server }
+
+func (d httpDoor) Serve(l net.Listener) (err error) {
+	if d.TLSConfig != nil {
+		err = d.Server.ServeTLS(l, "", "")
+	} else {
+		err = d.Server.Serve(l)
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
 }
 
 // Times of a node's life.
@@ -102,7 +126,7 @@ func newNode(cfg nodeConfig) (*node, error) {
 	}
 	n.service, err = keys.NewService(keys.Config{
 		Store: n.db, Ring: cfg.ring, Format: cfg.format, Barrier: n.verifier, Render: server.RenderIssued,
-		RequiredRoles: cfg.requiredRoles, RequireRegistered: cfg.requireRegistered,
+		Manages: n.verifier.Manages, RequiredRoles: cfg.requiredRoles, RequireRegistered: cfg.requireRegistered,
 		MaxExpiresInDays: cfg.maxExpiresInDays, MaxOverlap: cfg.maxOverlap, Observe: n.metrics.Act,
 	})
 	if err != nil {
@@ -130,8 +154,18 @@ func newNode(cfg nodeConfig) (*node, error) {
 		}
 	}
 	limits := server.Limits{Write: budget + drainTime}
-	n.add("public", cfg.listen, server.NewHTTPServer(doors.Public(), limits, cfg.logger), publicTLS)
-	n.add("internal", cfg.internalListen, server.NewHTTPServer(doors.Internal(), limits, cfg.logger), internalTLS)
+	n.addHTTP("public", cfg.listen, server.NewHTTPServer(doors.Public(), limits, cfg.logger), publicTLS)
+	n.addHTTP("internal", cfg.internalListen, server.NewHTTPServer(doors.Internal(), limits, cfg.logger), internalTLS)
+	if cfg.extAuthzListen != "" {
+		envoy, err := extauthz.New(extauthz.Config{
+			Verifier: n.verifier, Format: cfg.format, Metrics: n.metrics,
+			InternalTokens: cfg.internalTokens, TLS: internalTLS, Logger: cfg.logger,
+		})
+		if err != nil {
+			return nil, err
+		}
+		n.listeners = append(n.listeners, &listener{name: "extauthz", address: cfg.extAuthzListen, door: envoy, tls: internalTLS != nil})
+	}
 	return n, nil
 }
 
@@ -181,8 +215,9 @@ func (n *node) advertised() string {
 // read it was. The database has logged it by table and id.
 func (n *node) refuseRow(table, id string, _ error) { n.verifier.RefuseRow(table, id) }
 
-func (n *node) add(name, address string, s *http.Server, config *tls.Config) {
-	n.listeners = append(n.listeners, &listener{name: name, address: address, http: s, tls: config})
+func (n *node) addHTTP(name, address string, s *http.Server, config *tls.Config) {
+	s.TLSConfig = config
+	n.listeners = append(n.listeners, &listener{name: name, address: address, door: httpDoor{s}, tls: config != nil})
 }
 
 // tlsConfigs returns nothing when there is no certificate.
@@ -232,11 +267,11 @@ func (n *node) run(ctx context.Context) error {
 	var serving sync.WaitGroup
 	for _, l := range n.listeners {
 		serving.Go(func() {
-			if err := l.serve(); !errors.Is(err, http.ErrServerClosed) {
+			if err := l.door.Serve(l.net); err != nil {
 				cancel(fmt.Errorf("the %s listener: %w", l.name, err))
 			}
 		})
-		n.cfg.logger.Info("listening", "listener", l.name, "address", l.address, "tls", l.tls != nil)
+		n.cfg.logger.Info("listening", "listener", l.name, "address", l.address, "tls", l.tls)
 	}
 
 	following, stopFollowing := context.WithCancel(context.WithoutCancel(ctx))
@@ -291,14 +326,6 @@ func (l *listener) flag() string {
 		return "listen"
 	}
 	return l.name + "-listen"
-}
-
-func (l *listener) serve() error {
-	if l.tls == nil {
-		return l.http.Serve(l.net)
-	}
-	l.http.TLSConfig = l.tls
-	return l.http.ServeTLS(l.net, "", "")
 }
 
 // waiting says that the database is away.
@@ -372,9 +399,9 @@ func (n *node) shutdown() {
 	var stopping sync.WaitGroup
 	for _, l := range n.listeners {
 		stopping.Go(func() {
-			if err := l.http.Shutdown(ctx); err != nil {
+			if err := l.door.Shutdown(ctx); err != nil {
 				n.cfg.logger.Warn("requests were cut off", "listener", l.name, "error", err)
-				_ = l.http.Close()
+				_ = l.door.Close()
 			}
 		})
 	}

@@ -38,13 +38,13 @@ func (d *database) check() error {
 type serveCmd struct {
 	Listen         listenAddress `setting:"" default:"127.0.0.1:8080" group:"Listeners:" help:"Public listener: the management API, /openapi.json and /docs." placeholder:"HOST:PORT"`
 	InternalListen listenAddress `setting:"" default:"127.0.0.1:8081" group:"Listeners:" help:"Internal listener: verification, organizations, audit, health and metrics." placeholder:"HOST:PORT"`
-	ExtAuthzListen listenAddress `setting:"" name:"extauthz-listen" group:"Listeners:" help:"Envoy ext_authz listener. Off; this version has none and refuses an address." placeholder:"HOST:PORT"`
+	ExtAuthzListen listenAddress `setting:"" name:"extauthz-listen" group:"Listeners:" help:"Listener for Envoy: ext_authz and health over gRPC. Off by default. Tokens and TLS as for the internal listener." placeholder:"HOST:PORT"`
 	CORSOrigins    []string      `setting:"" name:"cors-origins" group:"Listeners:" help:"Exact origins, separated by commas, whose pages may call the management API. None by default." placeholder:"ORIGIN"`
 
-	InternalTokenFile    string `setting:"" type:"path" group:"Listeners:" help:"Bearer tokens of the internal listener, one a line, at least 16 characters each. Required unless it listens on loopback." placeholder:"FILE"`
-	TLSCertFile          string `setting:"" name:"tls-cert-file" type:"path" group:"Listeners:" help:"Certificate chain (PEM) for both listeners; read again when it changes. Off by default." placeholder:"FILE"`
+	InternalTokenFile    string `setting:"" type:"path" group:"Listeners:" help:"Bearer tokens of the internal and the ext_authz listener, one a line, at least 16 characters each. Required unless they listen on loopback." placeholder:"FILE"`
+	TLSCertFile          string `setting:"" name:"tls-cert-file" type:"path" group:"Listeners:" help:"Certificate chain (PEM) for all listeners; read again when it changes. Off by default." placeholder:"FILE"`
 	TLSKeyFile           string `setting:"" name:"tls-key-file" type:"path" group:"Listeners:" help:"Key of the certificate (PEM)." placeholder:"FILE"`
-	InternalClientCAFile string `setting:"" name:"internal-client-ca-file" type:"path" group:"Listeners:" help:"Serve the internal listener only to clients with a certificate of these authorities (PEM)." placeholder:"FILE"`
+	InternalClientCAFile string `setting:"" name:"internal-client-ca-file" type:"path" group:"Listeners:" help:"Serve the internal and the ext_authz listener only to clients with a certificate of these authorities (PEM)." placeholder:"FILE"`
 
 	database      `group:"Data:"`
 	MasterKeyFile string   `setting:"" type:"path" group:"Data:" help:"Required. Lines <id>:<base64 of 32 bytes>, the first current, the others retired; nobody but the owner may read it." placeholder:"FILE"`
@@ -125,8 +125,8 @@ func (c *serveCmd) check() error {
 		return wrong("--internal-listen (KEYWARD_INTERNAL_LISTEN): must be host:port")
 	case c.Listen.takes(c.InternalListen):
 		return wrong("--listen (KEYWARD_LISTEN) and --internal-listen (KEYWARD_INTERNAL_LISTEN): must not be the same address")
-	case c.ExtAuthzListen != "":
-		return wrong("--extauthz-listen (KEYWARD_EXTAUTHZ_LISTEN): this version has no Envoy ext_authz listener; leave it empty and use /v1/authorize")
+	case c.ExtAuthzListen != "" && (c.Listen.takes(c.ExtAuthzListen) || c.InternalListen.takes(c.ExtAuthzListen)):
+		return wrong("--extauthz-listen (KEYWARD_EXTAUTHZ_LISTEN): must not be the address of another listener")
 	case c.MasterKeyFile == "":
 		return wrong("--master-key-file (KEYWARD_MASTER_KEY_FILE) is required; make one with `keyward master-key new --file master.key`")
 	case (c.JWTJWKS == "") == (c.JWTHS256SecretFile == ""):
@@ -147,6 +147,8 @@ func (c *serveCmd) check() error {
 		return wrong("--internal-client-ca-file (KEYWARD_INTERNAL_CLIENT_CA_FILE) needs --tls-cert-file (KEYWARD_TLS_CERT_FILE)")
 	case c.InternalTokenFile == "" && !c.InternalListen.loopback():
 		return wrong("--internal-token-file (KEYWARD_INTERNAL_TOKEN_FILE) is required unless --internal-listen (KEYWARD_INTERNAL_LISTEN) is on loopback")
+	case c.InternalTokenFile == "" && c.ExtAuthzListen != "" && !c.ExtAuthzListen.loopback():
+		return wrong("--internal-token-file (KEYWARD_INTERNAL_TOKEN_FILE) is required unless --extauthz-listen (KEYWARD_EXTAUTHZ_LISTEN) is on loopback")
 	case c.MaxExpiresInDays < 0 || c.MaxExpiresInDays > 36500:
 		return wrong("--max-expires-in-days (KEYWARD_MAX_EXPIRES_IN_DAYS): must be 0 (no maximum) to 36500")
 	case time.Duration(c.Lease) < time.Second || time.Duration(c.Lease) > longestLease:
@@ -166,7 +168,7 @@ func (c *serveCmd) node(ctx context.Context, logger *slog.Logger) (*node, error)
 		return nil, err
 	}
 	cfg := nodeConfig{
-		listen: string(c.Listen), internalListen: string(c.InternalListen),
+		listen: string(c.Listen), internalListen: string(c.InternalListen), extAuthzListen: string(c.ExtAuthzListen),
 		database: c.database.options(), masterKeyFile: c.MasterKeyFile,
 		requiredRoles: c.JWTRoles, requireRegistered: c.RequireRegisteredOrganizations,
 		maxExpiresInDays: c.MaxExpiresInDays, maxOverlap: time.Duration(c.MaxOverlap), lease: time.Duration(c.Lease),

@@ -355,6 +355,12 @@ func find(doc *openapi3.T, u *url.URL) (path string, parameters map[string]strin
 	segments := strings.Split(u.EscapedPath(), "/")
 candidates:
 	for _, candidate := range doc.Paths.InMatchingOrder() {
+		if before, ok := strings.CutSuffix(candidate, "{original_path}"); ok { // the one parameter that takes slashes, and may be empty
+			if rest, ok := strings.CutPrefix(u.EscapedPath(), before); ok {
+				return candidate, map[string]string{"original_path": "/" + rest} // the validator takes no empty one
+			}
+			continue
+		}
 		wanted := strings.Split(candidate, "/")
 		if len(wanted) != len(segments) {
 			continue

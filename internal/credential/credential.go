@@ -5,8 +5,8 @@ package credential
 
 import (
 	"encoding/base64"
-	"net/url"
 	"regexp"
+	"strconv"
 	"strings"
 )
 
@@ -102,19 +102,38 @@ var shape = regexp.MustCompile(`[a-z0-9]_(live|test)_[0-9A-Za-z]{32}`)
 // InText reports whether text holds what looks like a secret, for doors that do not know the deployment's word.
 func InText(text string) bool { return shape.MatchString(text) }
 
-// InURL reports whether a decoded path or a raw query holds a secret, where logs, histories and Referer headers would
-// keep it.
+// InURL reports whether a path or a raw query holds a secret, where logs, histories and Referer headers would keep it.
+// Either may be percent-encoded, twice at most; what is no encoding is taken as it stands, so that it hides nothing beside it.
 func InURL(path, rawQuery string) bool {
-	if InText(path) || InText(rawQuery) {
-		return true
-	}
-	if !strings.Contains(rawQuery, "%") {
-		return false
-	}
-	for part := range strings.FieldsFuncSeq(rawQuery, func(c rune) bool { return c == '&' || c == ';' }) {
-		if decoded, err := url.QueryUnescape(part); err == nil && InText(decoded) {
+	for _, text := range [...]string{path, rawQuery} {
+		for range 2 {
+			if InText(text) {
+				return true
+			}
+			if !strings.Contains(text, "%") {
+				break
+			}
+			text = Decoded(text)
+		}
+		if InText(text) {
 			return true
 		}
 	}
 	return false
+}
+
+// Decoded returns text with every percent-encoded octet in it decoded, and what is no encoding as it stands.
+func Decoded(text string) string {
+	var b strings.Builder
+	for i := 0; i < len(text); i++ {
+		if text[i] == '%' && i+2 < len(text) {
+			if octet, err := strconv.ParseUint(text[i+1:i+3], 16, 8); err == nil {
+				b.WriteByte(byte(octet))
+				i += 2
+				continue
+			}
+		}
+		b.WriteByte(text[i])
+	}
+	return b.String()
 }

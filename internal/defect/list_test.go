@@ -34,18 +34,18 @@ const (
 	domain       = "internal/keys"
 	store        = "internal/sqlstore"
 
-	followFile   = "internal/verify/follow.go"
-	verifyFile   = "internal/verify/verify.go"
-	leaseFile    = "internal/verify/lease.go"
-	listenFile   = "internal/verify/listen.go"
-	manageFile   = "internal/keys/manage.go"
-	issueFile    = "internal/keys/issue.go"
-	storeFile    = "internal/sqlstore/store.go"
-	feedFile     = "internal/sqlstore/feed.go"
-	writeFile    = "internal/sqlstore/write.go"
-	sqlFile      = "internal/sqlstore/sql.go"
-	sqliteFile   = "internal/sqlstore/sqlite.go"
-	postgresFile = "internal/sqlstore/postgres.go"
+	followFile      = "internal/verify/follow.go"
+	verifyFile      = "internal/verify/verify.go"
+	leaseFile       = "internal/verify/lease.go"
+	listenFile      = "internal/verify/listen.go"
+	manageFile      = "internal/keys/manage.go"
+	issueFile       = "internal/keys/issue.go"
+	feedFile        = "internal/sqlstore/feed.go"
+	writeFile       = "internal/sqlstore/write.go"
+	transactionFile = "internal/sqlstore/transaction.go"
+	sqlFile         = "internal/sqlstore/sql.go"
+	sqliteFile      = "internal/sqlstore/sqlite.go"
+	postgresFile    = "internal/sqlstore/postgres.go"
 )
 
 // list is every error, those a protocol of this kind is likely to have first, then those that rules of this one keep out.
@@ -205,27 +205,19 @@ var listed sync.Map
 		New: `CREATE SEQUENCE revisions;
 CREATE TABLE lineage (`,
 	}, {File: writeFile,
-		Old: `	err = s.transact(ctx, s.writer, func(ctx context.Context, q *transaction) error {
-		t, err := s.lock(ctx, q, bumpMeta)
-		if err != nil {
-			return err
-		}
+		Old: `	err = s.locked(ctx, s.transact, bumpMeta, first, func(ctx context.Context, t *writeTx) error {
 `,
-		New: `	err = s.transact(ctx, s.writer, func(ctx context.Context, q *transaction) error {
-		var drawn int64
-		if err := q.QueryRowContext(ctx, "SELECT nextval('revisions')").Scan(&drawn); err != nil {
-			return err
-		}
-		t, err := s.lock(ctx, q, lockMeta)
-		if err != nil {
-			return err
-		}
+		New: `	var drawn int64
+	if err := s.writer.QueryRowContext(ctx, "SELECT nextval('revisions')").Scan(&drawn); err != nil {
+		return keys.Commit{}, err
+	}
+	err = s.locked(ctx, s.transact, lockMeta, first, func(ctx context.Context, t *writeTx) error {
 		t.before, t.state.revision = t.state.revision, drawn
 `,
 	}, {File: writeFile,
 		Old: `	keyID, box := t.s.ring.SealState(`,
 		New: `	t.state.revision = max(t.state.revision, t.before)
-	if _, err := t.q.ExecContext(ctx, "UPDATE meta SET revision = $1 WHERE one = 1", t.state.revision); err != nil {
+	if _, err := t.q.ExecContext(context.Background(), "UPDATE meta SET revision = $1 WHERE one = 1", t.state.revision); err != nil {
 		return err
 	}
 	keyID, box := t.s.ring.SealState(`,
@@ -299,10 +291,9 @@ CREATE TABLE lineage (`,
 		New: `if kept, lost := 0, []string(nil); kept > 0 {`,
 	}}, verification, "TestI2RestoredBackup", true},
 
-	{"WARNING 01000 is taken for success", []Defect{{File: storeFile,
-		Old: `	if warned(tx.conn) {
+	{"WARNING 01000 is taken for success", []Defect{{File: transactionFile,
+		Old: `	case committed && warned(tx.conn):
 		return errWarned
-	}
 `,
 		New: ``,
 	}}, store, "TestC23ACancelledSynchronousCommit", false},

@@ -8,6 +8,9 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
+	"fmt"
+	"net"
+	"net/http"
 	"sync/atomic"
 	"time"
 
@@ -21,6 +24,17 @@ const MaxHeader = 16 << 10
 // HeadersTooLarge is the answer to more than MaxHeader.
 func HeadersTooLarge() error {
 	return &keys.Error{Code: api.HeadersTooLarge, Detail: "The request line and the headers must be at most 16 KiB together."}
+}
+
+// CommonHeaders are on every answer. Their values are never changed in place.
+var CommonHeaders = [...]struct {
+	Name   string // in canonical form
+	Values []string
+}{
+	{"X-Content-Type-Options", []string{"nosniff"}},
+	{"Cache-Control", []string{"no-store"}},
+	{"Referrer-Policy", []string{"no-referrer"}},
+	{"Content-Security-Policy", []string{"default-src 'none'; frame-ancestors 'none'"}},
 }
 
 // minInternalToken is the least length of an internal token, in bytes.
@@ -64,4 +78,34 @@ type Throttle struct{ last atomic.Int64 }
 func (t *Throttle) Allow(now time.Time) bool {
 	last := t.last.Load()
 	return now.Unix() != last && t.last.CompareAndSwap(last, now.Unix())
+}
+
+// Method is a request's method for the log and the metrics, when it is a common one: any other text is the caller's own.
+func Method(method string) string {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
+		return method
+	default:
+		return "other"
+	}
+}
+
+// RemoteAddress is a peer's address without its port.
+func RemoteAddress(address string) string {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return address
+	}
+	return host
+}
+
+// PanicText tells of a panic what may be logged. Its value may hold anything; what the runtime says of itself holds no data.
+func PanicText(panicked any) string {
+	if err, ok := panicked.(interface {
+		error
+		RuntimeError()
+	}); ok {
+		return err.Error()
+	}
+	return fmt.Sprintf("%T", panicked)
 }

@@ -38,7 +38,8 @@ type Proxy struct {
 	fault   Fault
 	changed chan struct{} // closed by the next change of fault
 	links   map[*link]bool
-	commits int // how many of the next COMMITs lose their answer
+	commits int  // how many of the next COMMITs are lost
+	before  bool // before the server has them; else their answer is
 	cut     chan struct{}
 }
 
@@ -92,22 +93,27 @@ func (p *Proxy) Cut() {
 
 // CutAtCommit passes the next n COMMITs on to the server, drops what it answers, and resets the connection then. The channel
 // gets one element for each. A later call takes the place of this one; n = 0 ends it.
-func (p *Proxy) CutAtCommit(n int) <-chan struct{} {
+func (p *Proxy) CutAtCommit(n int) <-chan struct{} { return p.cutCommits(n, false) }
+
+// CutBeforeCommit is CutAtCommit, but the server gets none of the n.
+func (p *Proxy) CutBeforeCommit(n int) <-chan struct{} { return p.cutCommits(n, true) }
+
+func (p *Proxy) cutCommits(n int, before bool) <-chan struct{} {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.commits, p.cut = n, make(chan struct{}, n)
+	p.commits, p.before, p.cut = n, before, make(chan struct{}, n)
 	return p.cut
 }
 
 // takeCommit returns where to tell that a COMMIT's connection was cut, nil when this one is left alone.
-func (p *Proxy) takeCommit() chan<- struct{} {
+func (p *Proxy) takeCommit() (cut chan<- struct{}, before bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.commits == 0 {
-		return nil
+		return nil, false
 	}
 	p.commits--
-	return p.cut
+	return p.cut, p.before
 }
 
 func (p *Proxy) now() (Fault, <-chan struct{}) {
@@ -204,7 +210,13 @@ func (l *link) seeUp(b []byte) (pass []byte, ok bool) {
 	if !l.requests.commitIn(b) {
 		return b, true
 	}
-	if cut := l.proxy.takeCommit(); cut != nil {
+	cut, before := l.proxy.takeCommit()
+	switch {
+	case cut != nil && before:
+		l.reset()
+		cut <- struct{}{}
+		return nil, false
+	case cut != nil:
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.commit = cut

@@ -205,49 +205,74 @@ func postgres(t *testing.T) (p *Proxy, direct *pgx.Conn, through *pgx.ConnConfig
 	return p, direct, through
 }
 
-// F8: the commit happens, its answer is lost, and exactly as many as were asked for.
-func TestCutAtCommit(t *testing.T) {
-	p, direct, through := postgres(t)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	if _, err := direct.Exec(ctx, "CREATE TABLE seen (n int)"); err != nil {
-		t.Fatal(err)
-	}
-	insert := func(n int) error {
-		conn, err := pgx.ConnectConfig(ctx, through)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close(ctx)
-		tx, err := conn.Begin(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := tx.Exec(ctx, "INSERT INTO seen VALUES ($1)", n); err != nil {
-			t.Fatal(err)
-		}
-		return tx.Commit(ctx)
-	}
-	if err := insert(1); err != nil {
-		t.Fatal(err)
-	}
-	cut := p.CutAtCommit(2)
-	for n := 2; n <= 3; n++ {
-		if err := insert(n); err == nil {
-			t.Errorf("commit %d was answered", n)
-		}
-		select {
-		case <-cut:
-		case <-time.After(patience):
-			t.Fatalf("nobody was told of cut %d", n)
-		}
-	}
-	if err := insert(4); err != nil {
-		t.Errorf("the commit after the last cut: %v", err)
-	}
-	var count int
-	if err := direct.QueryRow(ctx, "SELECT count(*) FROM seen").Scan(&count); err != nil || count != 4 {
-		t.Errorf("%d rows and %v, want 4: a commit whose answer was lost has happened", count, err)
+// F8: the commit is lost with its answer or only its answer is, and exactly as many as were asked for.
+func TestCommitsAreCut(t *testing.T) {
+	begin := []string{"BEGIN", "INSERT INTO seen VALUES (1)"}
+	for name, test := range map[string]struct {
+		cut   func(p *Proxy, n int) <-chan struct{}
+		lost  int // rows of the two that are cut
+		write func(ctx context.Context, conn *pgx.Conn) error
+	}{
+		"its answer": {(*Proxy).CutAtCommit, 0, func(ctx context.Context, conn *pgx.Conn) error {
+			for _, statement := range append(begin, "COMMIT") {
+				if _, err := conn.Exec(ctx, statement, pgx.QueryExecModeSimpleProtocol); err != nil {
+					return err
+				}
+			}
+			return nil
+		}},
+		"its answer, of a pipeline": {(*Proxy).CutAtCommit, 0, func(ctx context.Context, conn *pgx.Conn) error {
+			var batch pgx.Batch
+			for _, statement := range append(begin, "COMMIT") {
+				batch.Queue(statement)
+			}
+			return conn.SendBatch(ctx, &batch).Close()
+		}},
+		"all of it": {(*Proxy).CutBeforeCommit, 2, func(ctx context.Context, conn *pgx.Conn) error {
+			var batch pgx.Batch
+			for _, statement := range append(begin, "COMMIT") {
+				batch.Queue(statement)
+			}
+			return conn.SendBatch(ctx, &batch).Close()
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, direct, through := postgres(t)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			if _, err := direct.Exec(ctx, "CREATE TABLE seen (n int)"); err != nil {
+				t.Fatal(err)
+			}
+			insert := func() error {
+				conn, err := pgx.ConnectConfig(ctx, through)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close(ctx)
+				return test.write(ctx, conn)
+			}
+			if err := insert(); err != nil {
+				t.Fatal(err)
+			}
+			cut := test.cut(p, 2)
+			for n := range 2 {
+				if err := insert(); err == nil {
+					t.Errorf("commit %d was answered", n)
+				}
+				select {
+				case <-cut:
+				case <-time.After(patience):
+					t.Fatalf("nobody was told of cut %d", n)
+				}
+			}
+			if err := insert(); err != nil {
+				t.Errorf("the commit after the last cut: %v", err)
+			}
+			var count int
+			if err := direct.QueryRow(ctx, "SELECT count(*) FROM seen").Scan(&count); err != nil || count != 4-test.lost {
+				t.Errorf("%d rows and %v, want %d", count, err, 4-test.lost)
+			}
+		})
 	}
 }
 
@@ -339,10 +364,13 @@ func TestFramesFindCommits(t *testing.T) {
 	}
 	stream := startup("\x04\xd2\x16\x2f", "") + // SSLRequest
 		startup("\x00\x03\x00\x00", "user\x00Q\x00\x00") +
-		message('Q', "begin\x00") + message('P', "\x00commit\x00\x00\x00") + message('S', "") +
+		message('Q', "begin\x00") + message('P', "three\x00commit\x00\x00\x00") + message('S', "") +
 		message('Q', "commit\x00") + message('Q', "insert into t values ('commit')\x00") +
-		message('Q', "COMMIT;\x00") + message('X', "")
-	for size := 1; size <= 48; size++ { // less than lies between the two COMMITs
+		message('Q', "COMMIT;\x00") +
+		message('P', "one\x00COMMIT\x00\x00\x00") + message('P', "two\x00select 'commit'\x00\x00\x00") +
+		message('B', "\x00two\x00\x00\x00\x00\x00\x00\x00") + message('B', "commit\x00\x00\x00\x00\x00\x00\x00\x00") +
+		message('B', "\x00one\x00\x00\x00\x00\x00\x00\x00") + message('X', "")
+	for size := 1; size <= 48; size++ { // less than lies between two COMMITs
 		var f requests
 		found := 0
 		for rest := stream; rest != ""; {
@@ -352,8 +380,8 @@ func TestFramesFindCommits(t *testing.T) {
 			}
 			rest = rest[n:]
 		}
-		if found != 2 {
-			t.Errorf("reads of %d bytes: %d commits found, want 2", size, found)
+		if found != 3 {
+			t.Errorf("reads of %d bytes: %d commits found, want 3", size, found)
 		}
 	}
 }

@@ -12,8 +12,9 @@ type requests struct {
 	started bool   // the startup message has passed
 	head    []byte // of the message that has begun, until it is known what it is
 	kind    byte
-	left    int    // bytes of the message that are still to come
-	query   []byte // of a short simple Query, nil for anything else
+	left    int             // bytes of the message that are still to come
+	kept    []byte          // of a short message that can have to do with a COMMIT, nil for anything else
+	commits map[string]bool // the names of the statements that were prepared as COMMIT
 }
 
 // Requests that come before the startup message and are answered before it (SSLRequest, GSSENCRequest).
@@ -22,15 +23,15 @@ const (
 	gssRequest = 80877104
 )
 
-const longestCommit = 64 // bytes of a Query that can be a COMMIT
+const longestCommit = 160 // bytes of a message that can be a COMMIT, or prepare or bind one
 
-// commitIn takes the next bytes and reports whether a simple Query COMMIT ends in them.
+// commitIn takes the next bytes and reports whether a COMMIT ends in them: a simple Query, or the Bind of a statement prepared as one.
 func (f *requests) commitIn(b []byte) (found bool) {
 	for len(b) > 0 {
 		if f.left > 0 {
 			n := min(f.left, len(b))
-			if f.query != nil {
-				f.query = append(f.query, b[:n]...)
+			if f.kept != nil {
+				f.kept = append(f.kept, b[:n]...)
 			}
 			b, f.left = b[n:], f.left-n
 			if f.left == 0 {
@@ -59,20 +60,40 @@ func (f *requests) begin() {
 	if !f.started {
 		code := binary.BigEndian.Uint32(head[4:])
 		f.started = code != sslRequest && code != gssRequest
-		f.kind, f.left, f.query = 0, max(0, int(binary.BigEndian.Uint32(head))-len(head)), nil
+		f.kind, f.left, f.kept = 0, max(0, int(binary.BigEndian.Uint32(head))-len(head)), nil
 		return
 	}
-	f.kind, f.left, f.query = head[0], max(0, int(binary.BigEndian.Uint32(head[1:]))-4), nil
-	if f.kind == 'Q' && f.left <= longestCommit {
-		f.query = make([]byte, 0, f.left)
+	f.kind, f.left, f.kept = head[0], max(0, int(binary.BigEndian.Uint32(head[1:]))-4), nil
+	if bytes.IndexByte([]byte("QPB"), f.kind) >= 0 && f.left <= longestCommit {
+		f.kept = make([]byte, 0, f.left)
 	}
 }
 
 // ended reports whether the message that has just ended was a COMMIT.
 func (f *requests) ended() bool {
-	text := string(bytes.TrimRight(f.query, "\x00; \n"))
-	f.query = nil
-	return strings.EqualFold(strings.TrimSpace(text), "commit")
+	text := f.kept
+	f.kept = nil
+	if text == nil {
+		return false
+	}
+	first, rest, _ := bytes.Cut(text, []byte{0})
+	second, _, _ := bytes.Cut(rest, []byte{0})
+	switch f.kind {
+	case 'Q': // the query
+		return isCommit(first)
+	case 'P': // the statement's name, the query
+		if f.commits == nil {
+			f.commits = make(map[string]bool)
+		}
+		f.commits[string(first)] = isCommit(second)
+		return false
+	default: // Bind: the portal's name, the statement's name
+		return f.commits[string(second)]
+	}
+}
+
+func isCommit(query []byte) bool {
+	return strings.EqualFold(strings.Trim(string(query), "; \n"), "commit")
 }
 
 const notificationResponse = 'A'

@@ -641,7 +641,7 @@ func (w *crowd) bulk(count int, made func(i int, id, organizationID, secret stri
 	w.mu.Unlock()
 	const perWrite = 500 // a larger one keeps the clients waiting
 	for from := 0; from < count; from += perWrite {
-		commit, err := store.Write(ctx, func(ctx context.Context, tx keys.Tx) error {
+		commit, err := store.Write(ctx, keys.Reads{}, func(ctx context.Context, tx keys.Tx) error {
 			for i := from; i < min(count, from+perWrite); i++ {
 				secret, err := format.Generate(keys.Test)
 				if err != nil {

@@ -88,8 +88,8 @@ func (s *interceptedStore) Record(ctx context.Context, e keys.AuditEntry) error 
 	return s.Store.Record(ctx, e)
 }
 
-func (s *interceptedStore) Write(ctx context.Context, fn func(context.Context, keys.Tx) error) (keys.Commit, error) {
-	return s.Store.Write(ctx, func(ctx context.Context, tx keys.Tx) error { return fn(ctx, interceptedTx{tx, s}) })
+func (s *interceptedStore) Write(ctx context.Context, first keys.Reads, fn func(context.Context, keys.Tx) error) (keys.Commit, error) {
+	return s.Store.Write(ctx, first, func(ctx context.Context, tx keys.Tx) error { return fn(ctx, interceptedTx{tx, s}) })
 }
 
 type interceptedTx struct {

@@ -53,7 +53,7 @@ type Feed interface {
 	// Leave deletes a node's row.
 	Leave(ctx context.Context, nodeID string) error
 
-	// Announce tells the nodes that listen of a revision. It is a hint, and any may be lost.
+	// Announce tells the nodes that listen of a revision, as each write does of its own. It is a hint, and any may be lost.
 	Announce(ctx context.Context, revision int64) error
 	// Listen calls heard, which returns at once, for each announcement until ctx ends or the connection fails.
 	Listen(ctx context.Context, heard func(revision int64)) error

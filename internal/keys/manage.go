@@ -57,7 +57,7 @@ func (s *Service) RevokeAgain(ctx context.Context, id string) error {
 		return err
 	}
 	const reason = "revoked before the database lost it"
-	_, err = s.cfg.Store.Write(ctx, func(ctx context.Context, tx Tx) error {
+	_, err = s.cfg.Store.Write(ctx, Reads{KeyID: id}, func(ctx context.Context, tx Tx) error {
 		k, err := tx.Key(ctx, id)
 		if err != nil {
 			return err
@@ -197,7 +197,7 @@ func (s *Service) PutOrganization(ctx context.Context, op Operator, r Organizati
 	if err != nil {
 		return Organization{}, s.refuseOperator(ctx, op, r.ID, err)
 	}
-	commit, err := s.cfg.Store.Write(ctx, func(ctx context.Context, tx Tx) error {
+	commit, err := s.cfg.Store.Write(ctx, Reads{OrganizationID: o.ID}, func(ctx context.Context, tx Tx) error {
 		if err := checkParent(ctx, tx, o); err != nil {
 			return err
 		}

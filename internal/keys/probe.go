@@ -35,7 +35,7 @@ func (s *Service) MintProbe(ctx context.Context, every time.Duration) (secret to
 	if secret, err = s.cfg.Format.Generate(Test); err != nil {
 		return token.Secret{}, 0, err
 	}
-	commit, err := s.cfg.Store.Write(ctx, func(ctx context.Context, tx Tx) error {
+	commit, err := s.cfg.Store.Write(ctx, Reads{KeyID: ProbeKeyID}, func(ctx context.Context, tx Tx) error {
 		k := Key{
 			ID: ProbeKeyID, OrganizationID: ProbeOrganizationID, Environment: Test, Name: "probe", CreatedBy: systemActor,
 			Digest: secret.Digest(), Hint: secret.Hint(), CreatedAt: tx.Now(), State: StateActive,
@@ -72,7 +72,7 @@ func (s *Service) MintProbe(ctx context.Context, every time.Duration) (secret to
 
 // EndProbe revokes the probe key that was minted with secret.
 func (s *Service) EndProbe(ctx context.Context, secret token.Secret) error {
-	commit, err := s.cfg.Store.Write(ctx, func(ctx context.Context, tx Tx) error {
+	commit, err := s.cfg.Store.Write(ctx, Reads{KeyID: ProbeKeyID}, func(ctx context.Context, tx Tx) error {
 		k, err := tx.Key(ctx, ProbeKeyID)
 		if err != nil {
 			return err

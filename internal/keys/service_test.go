@@ -744,14 +744,50 @@ func (brokenStore) Organization(context.Context, string) (keys.Organization, err
 	return keys.Organization{}, errors.New("no route to the database")
 }
 
-func (b brokenStore) Write(ctx context.Context, fn func(context.Context, keys.Tx) error) (keys.Commit, error) {
-	return b.Store.Write(ctx, func(ctx context.Context, tx keys.Tx) error { return fn(ctx, brokenTx{tx}) })
+func (b brokenStore) Write(ctx context.Context, first keys.Reads, fn func(context.Context, keys.Tx) error) (keys.Commit, error) {
+	return b.Store.Write(ctx, first, func(ctx context.Context, tx keys.Tx) error { return fn(ctx, brokenTx{tx}) })
 }
 
 type brokenTx struct{ keys.Tx }
 
 func (brokenTx) Organization(context.Context, string) (keys.Organization, error) {
 	return keys.Organization{}, errors.New("no route to the database")
+}
+
+// C2: what memory knows lets a caller pass the door without the database; what it does not know, and what is asked of the caller alone, is
+// decided as ever.
+func TestC2ManagesFromMemory(t *testing.T) {
+	f := open(t, sqlstore.SQLite, nil)
+	cfg := f.cfg
+	cfg.Store, cfg.RequiredRoles, cfg.RequireRegistered = brokenStore{f.store}, []string{"admin"}, true
+	cfg.Manages = func(id string, registered bool) bool { return id == "org_known" && registered }
+	s, err := keys.NewService(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	admin := func(organization string) keys.Call {
+		c := user("u", organization)
+		c.Principal.Roles = []string{"admin"}
+		return c
+	}
+	forAccount := admin("org_known")
+	forAccount.ConnectedAccount = true
+	for name, test := range map[string]struct {
+		call keys.Call
+		want api.Code
+	}{
+		"known":                 {admin("org_known"), ""},
+		"not known":             {admin("org_other"), api.Unavailable},
+		"known, without a role": {user("u", "org_known"), api.Forbidden},
+		"for a connected one":   {forAccount, api.ConnectedAccount},
+	} {
+		if err := s.Admit(t.Context(), test.call, keys.ActRevoke, ""); code(err) != test.want {
+			t.Errorf("%s: %v, want %q", name, err, test.want)
+		}
+	}
+	if _, err := s.Create(t.Context(), admin("org_known"), keys.CreateRequest{Name: "n"}); code(err) != api.Unavailable {
+		t.Errorf("create: %v, want what the transaction's own gate says", err)
+	}
 }
 
 // C5: an organization whose status cannot be read: not decided, nothing created.

@@ -19,9 +19,9 @@ type Store interface {
 	// database's revision, which also takes the lock that puts writes in one order: so
 	// revisions commit in order and without gaps, and fn sees the effect of every write before it.
 	// When fn returns an error everything is undone and that error is returned as it is.
-	// After a nil return the write is durable. ErrOutcomeUnknown means it may or may
-	// not be. fn must not keep tx and is not called twice.
-	Write(ctx context.Context, fn func(ctx context.Context, tx Tx) error) (Commit, error)
+	// After a nil return the write is durable and announced (Feed.Listen). ErrOutcomeUnknown means it may or may
+	// not be. fn must not keep tx and is not called twice. It may read other rows than first names, too.
+	Write(ctx context.Context, first Reads, fn func(ctx context.Context, tx Tx) error) (Commit, error)
 
 	// Record appends an audit entry for an act that changed no row (a refusal, a replay)
 	// without a new revision. Its Revision must be 0.
@@ -50,6 +50,9 @@ type Store interface {
 	Now(ctx context.Context) (time.Time, error)
 }
 
+// Reads names the rows a write reads first, so that a store can fetch them while it takes the lock. An empty id names none.
+type Reads struct{ OrganizationID, KeyID string }
+
 // Tx is one write transaction.
 type Tx interface {
 	// Revision is the number of this write. InsertKey, UpdateKey and PutOrganization stamp it on
@@ -64,7 +67,7 @@ type Tx interface {
 	// InsertKey adds a row. ErrTaken when the id, the digest or the organization's one active
 	// (or overlapping) place is held by another row (P3).
 	InsertKey(ctx context.Context, k Key) error
-	// UpdateKey replaces the row with k.ID. ErrNotFound, ErrTaken.
+	// UpdateKey replaces the row with k.ID. ErrNotFound; ErrTaken, here or from Write.
 	UpdateKey(ctx context.Context, k Key) error
 
 	Organization(ctx context.Context, id string) (Organization, error)

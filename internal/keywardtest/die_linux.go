@@ -2,5 +2,7 @@ package keywardtest
 
 import "syscall"
 
-// dieWithParent makes the kernel end the child when the thread that forked it does.
-func dieWithParent() *syscall.SysProcAttr { return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} }
+// DieWithParent makes the kernel send the child a signal when the thread that forked it ends.
+func DieWithParent(s syscall.Signal) *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Pdeathsig: s}
+}

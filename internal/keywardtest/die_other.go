@@ -4,5 +4,5 @@ package keywardtest
 
 import "syscall"
 
-// dieWithParent leaves it to the test's clean-up to end the child.
-func dieWithParent() *syscall.SysProcAttr { return nil }
+// DieWithParent leaves it to the test's clean-up to end the child.
+func DieWithParent(syscall.Signal) *syscall.SysProcAttr { return nil }

@@ -184,13 +184,13 @@ func Run(tb testing.TB, o Options) *Process {
 	if o.Dir == "" {
 		o.Dir = tb.TempDir()
 	}
-	p := &Process{Dir: o.Dir, options: o, stdout: newOutput(), stderr: newOutput(), exited: make(chan struct{})}
+	p := &Process{Dir: o.Dir, options: o, stdout: NewOutput(), stderr: NewOutput(), exited: make(chan struct{})}
 	p.cmd = exec.Command(makeBinary(tb, build{o.Tags, o.Overlay}), o.Args...)
 	p.cmd.Dir = o.Dir
 	p.cmd.Env = append(cleanEnv(), o.Env...)
 	p.cmd.Stdin = o.Stdin
 	p.cmd.Stdout, p.cmd.Stderr = p.stdout, p.stderr
-	p.cmd.SysProcAttr = dieWithParent()
+	p.cmd.SysProcAttr = DieWithParent(syscall.SIGKILL)
 	if err := p.cmd.Start(); err != nil {
 		tb.Fatal(err)
 	}
@@ -222,6 +222,13 @@ func tail(s string) string {
 		return "…" + s[len(s)-most:]
 	}
 	return s
+}
+
+// Address returns host:port of a listener by its name, such as "extauthz".
+func (p *Process) Address(tb testing.TB, name string) string {
+	tb.Helper()
+	_, address, _ := strings.Cut(p.listening(tb, name), "://")
+	return address
 }
 
 // listening returns the base URL of a listener, from what it logged.
@@ -438,7 +445,8 @@ type Output struct {
 	more chan struct{} // closed by the next write; guarded by mu
 }
 
-func newOutput() *Output { return &Output{more: make(chan struct{})} }
+// NewOutput returns an empty one.
+func NewOutput() *Output { return &Output{more: make(chan struct{})} }
 
 // Write implements io.Writer.
 func (o *Output) Write(b []byte) (int, error) {

@@ -285,7 +285,15 @@ func TestDocumentsNameRealTests(t *testing.T) {
 		}
 	}
 	name := regexp.MustCompile("`(Test[A-Za-z0-9]+)`")
-	for _, doc := range []string{"DESIGN.md", "THREATS.md", "README.md", "docs/operations.md", "docs/defects.md", "docs/nodes.md", "docs/histories.md", "docs/doors/go.md", "docs/doors/typescript.md", "docs/doors/introspection.md"} {
+	doors, err := filepath.Glob(filepath.Join(root, "docs/doors/*.md"))
+	if err != nil || len(doors) == 0 {
+		t.Fatal("no page of a door found: ", err)
+	}
+	docs := []string{"DESIGN.md", "THREATS.md", "README.md", "docs/operations.md", "docs/defects.md", "docs/nodes.md", "docs/histories.md"}
+	for _, door := range doors {
+		docs = append(docs, strings.TrimPrefix(filepath.ToSlash(door), root+"/"))
+	}
+	for _, doc := range docs {
 		b, err := os.ReadFile(filepath.Join(root, doc))
 		if err != nil {
 			t.Fatal(err)

@@ -4,9 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"runtime/debug"
@@ -23,10 +21,6 @@ import (
 
 // Header values that most answers share. They are never changed in place.
 var (
-	nosniff     = []string{"nosniff"}
-	noStore     = []string{"no-store"}
-	noReferrer  = []string{"no-referrer"}
-	noContent   = []string{"default-src 'none'; frame-ancestors 'none'"}
 	twoYears    = []string{"max-age=63072000"}
 	closing     = []string{"close"}
 	problemJSON = []string{"application/problem+json"}
@@ -118,10 +112,9 @@ func (s *Server) serve(l *listener, x *exchange) error {
 func (x *exchange) prepare(l *listener) {
 	h := x.Header()
 	h["X-Request-Id"] = []string{x.requestID}
-	h["X-Content-Type-Options"] = nosniff
-	h["Cache-Control"] = noStore
-	h["Referrer-Policy"] = noReferrer
-	h["Content-Security-Policy"] = noContent
+	for _, c := range door.CommonHeaders {
+		h[c.Name] = c.Values
+	}
 	if x.r.TLS != nil && l.name == public {
 		h["Strict-Transport-Security"] = twoYears
 	}
@@ -163,7 +156,7 @@ func (s *Server) match(l *listener, x *exchange) (answered bool, err error) {
 
 // admit lets the caller of a route through, or not (C1–C5, R3).
 func (s *Server) admit(x *exchange) error {
-	x.call = keys.Call{RequestID: x.requestID, RemoteAddress: remoteAddress(x.r)}
+	x.call = keys.Call{RequestID: x.requestID, RemoteAddress: door.RemoteAddress(x.r.RemoteAddr)}
 	switch x.route.auth {
 	case userToken:
 		x.call.ConnectedAccount = len(x.r.Header["X-Connected-Account-Id"]) > 0
@@ -382,35 +375,18 @@ func headerSize(r *http.Request) int {
 	return n
 }
 
-// remoteAddress is the peer without its port.
-func remoteAddress(r *http.Request) string {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return r.RemoteAddr
-	}
-	return host
-}
-
 // survive reports a panic and answers it, unless an answer had begun: then it returns false.
 func (s *Server) survive(l *listener, x *exchange, panicked any) bool {
 	l.metrics.panics.Inc()
-	// The value of a panic may hold anything; what the runtime says of itself holds no data.
-	what := fmt.Sprintf("%T", panicked)
-	if err, ok := panicked.(interface {
-		error
-		RuntimeError()
-	}); ok {
-		what = err.Error()
-	}
 	s.cfg.Logger.LogAttrs(context.Background(), slog.LevelError, "panic",
 		slog.String("request_id", x.requestID), slog.String("route", x.route.pattern),
-		slog.String("panic", what), slog.String("stack", string(debug.Stack())))
+		slog.String("panic", door.PanicText(panicked)), slog.String("stack", string(debug.Stack())))
 	if x.status != 0 {
 		return false
 	}
 	h := x.Header()
 	clear(h)
-	h["X-Request-Id"], h["X-Content-Type-Options"], h["Cache-Control"] = []string{x.requestID}, nosniff, noStore
+	x.prepare(l)
 	x.problem(errPanicked)
 	return true
 }
@@ -422,7 +398,7 @@ func (s *Server) account(l *listener, x *exchange, took time.Duration) {
 	if x.status == 0 {
 		x.status = http.StatusOK // what net/http sends when a handler wrote nothing
 	}
-	l.metrics.observe(x.route, method(x.r), x.status, took)
+	l.metrics.observe(x.route, door.Method(x.r.Method), x.status, took)
 	level := slog.LevelInfo
 	switch {
 	case x.route.quiet && x.status == http.StatusServiceUnavailable && !s.undecided.Allow(time.Now()):
@@ -439,9 +415,12 @@ func (s *Server) account(l *listener, x *exchange, took time.Duration) {
 	}
 	attrs := make([]slog.Attr, 0, 12)
 	attrs = append(attrs,
-		slog.String("listener", l.name), slog.String("method", method(x.r)), slog.String("route", x.route.pattern),
+		slog.String("listener", l.name), slog.String("method", door.Method(x.r.Method)), slog.String("route", x.route.pattern),
 		slog.Int("status", x.status), slog.Float64("duration_ms", float64(took)/float64(time.Millisecond)),
-		slog.String("request_id", x.requestID), slog.String("remote", remoteAddress(x.r)))
+		slog.String("request_id", x.requestID), slog.String("remote", door.RemoteAddress(x.r.RemoteAddr)))
+	if x.route.auth == forwarded {
+		attrs = append(attrs, s.original(x.r.Header)...)
+	}
 	if x.call.Principal.User != "" {
 		attrs = append(attrs, slog.String("user", x.call.Principal.User), slog.String("organization", x.call.Principal.OrganizationID))
 	}
@@ -455,14 +434,4 @@ func (s *Server) account(l *listener, x *exchange, took time.Duration) {
 		attrs = append(attrs, slog.String("cause", x.cause.Error()))
 	}
 	s.cfg.Logger.LogAttrs(x.r.Context(), level, "request", attrs...)
-}
-
-// method is the request's method when it is a common one: any other text is the caller's own.
-func method(r *http.Request) string {
-	switch r.Method {
-	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
-		return r.Method
-	default:
-		return "other"
-	}
 }

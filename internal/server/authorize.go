@@ -1,8 +1,11 @@
 package server
 
 import (
+	"log/slog"
 	"net/http"
+	"net/netip"
 	"net/url"
+	"strings"
 
 	"github.com/syncgram/keyward/internal/credential"
 	"github.com/syncgram/keyward/internal/door"
@@ -94,6 +97,54 @@ func rulesInQuery(u *url.URL) (r door.Rules, err error) {
 	}
 	r.MinRevision, err = minRevision(least)
 	return r, err
+}
+
+// always is the rules of a path that Envoy's HTTP mode is configured with. Envoy puts the client's own path and query after it: neither may
+// change what is demanded, so nothing of them is read.
+func always(r door.Rules) func(*url.URL) (door.Rules, error) {
+	return func(*url.URL) (door.Rules, error) { return r, nil }
+}
+
+// original is what a proxy says of the request it asks for, for the log alone: whoever reaches the listener can send it, so
+// nothing is decided by it, and what is not of the form it should have is left out. Never the query.
+func (s *Server) original(h http.Header) (attrs []slog.Attr) {
+	one := func(names ...string) string {
+		for _, name := range names {
+			if values := h[name]; len(values) == 1 && len(values[0]) <= maxOriginal && !door.HoldsSecret(s.cfg.Format, values[0]) {
+				return values[0]
+			}
+		}
+		return ""
+	}
+	if m := one("X-Original-Method", "X-Forwarded-Method"); m != "" {
+		attrs = append(attrs, slog.String("original_method", door.Method(m)))
+	}
+	if host := one("X-Forwarded-Host"); plain(host, ".:[]-_") {
+		attrs = append(attrs, slog.String("original_host", host))
+	}
+	path, _, _ := strings.Cut(one("X-Original-Uri", "X-Forwarded-Uri"), "?")
+	if strings.HasPrefix(path, "/") && plain(path, "/.:-_~%@!$&'()*+,;=") {
+		attrs = append(attrs, slog.String("original_path", path))
+	}
+	// The last one is the address that the proxy itself was asked from; those before it are what it was told.
+	forwarded := one("X-Forwarded-For")
+	if client, err := netip.ParseAddr(strings.TrimSpace(forwarded[strings.LastIndexByte(forwarded, ',')+1:])); err == nil {
+		attrs = append(attrs, slog.String("client", client.WithZone("").String()))
+	}
+	return attrs
+}
+
+// maxOriginal is the longest of a proxy's headers that is logged, in bytes.
+const maxOriginal = 256
+
+// plain reports whether text is there, and nothing but letters, digits and marks.
+func plain(text, marks string) bool {
+	for _, c := range []byte(text) {
+		if !(c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z' || strings.IndexByte(marks, c) >= 0) {
+			return false
+		}
+	}
+	return text != ""
 }
 
 // secretInURL reports whether the URL asked here, or the one the client asked the proxy for, holds a

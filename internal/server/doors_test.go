@@ -389,6 +389,79 @@ func TestV2AuthorizeForNginx(t *testing.T) {
 	}
 }
 
+// V4: Envoy's HTTP mode puts the client's own path and query after the configured one. They change nothing of what is demanded.
+func TestV4AuthorizeForEnvoyOverHTTP(t *testing.T) {
+	p := newPeople(t, func(s *setup) { s.verifier = func(v Verifier) Verifier { return refuser{v} } })
+	for _, asked := range []string{
+		"/", "/v1/payments", "/v1/payments/", "//", "/%2F%2e%2e%2F", "/../organizations/org_live", "/:test/x", "/authorize:test/x", "/a%20b;c=d", "/%5c", "/é",
+		"/x?env=test", "/x?env=live&env=test", "/x?env=prod", "/x?mode=nginx", "/x?mode=plain", "/x?min_revision=9000", "/x?min_revision=9001", "/x?%zz", "/x??", "/?env=live",
+	} {
+		for _, tt := range []struct {
+			prefix, secret string
+			status         int
+		}{
+			{"", p.live.Key, 200}, {"", p.test.Key, 200}, {"", p.revoked.Key, 401},
+			{":live", p.live.Key, 200}, {":live", p.test.Key, 401},
+			{":test", p.live.Key, 401}, {":test", p.test.Key, 200}, {":test", p.revoked.Key, 401},
+		} {
+			for _, method := range []string{"GET", "POST", "OPTIONS", "DELETE"} {
+				got := p.do(ask{method: method, url: p.internal + "/v1/authorize" + tt.prefix + asked, header: http.Header{"X-Api-Key": {tt.secret}}})
+				if got.status != tt.status || got.header.Get("X-Keyward-Status") != "" {
+					t.Errorf("%s %s%s: %d, want %d: %s", method, tt.prefix, asked, got.status, tt.status, got.body)
+				}
+			}
+		}
+	}
+	for _, asked := range []string{"/" + p.live.Key, "/x?key=" + p.live.Key, "/x/" + percent(p.live.Key), "/x?" + percent(percent(p.live.Key))} {
+		p.do(ask{method: "GET", url: p.internal + "/v1/authorize:live" + asked, header: http.Header{"X-Api-Key": {p.live.Key}}}).refused(t, 400, api.InvalidRequest, "")
+	}
+}
+
+// V7: the log names what a proxy says of the request it asks for when that is of the right form, never the query, never a secret; and the
+// verdict is the same whatever it says.
+func TestV7AuthorizeLogsTheOriginal(t *testing.T) {
+	p := newPeople(t)
+	hidden := p.secret(keys.Live)
+	for name, tt := range map[string]struct {
+		header http.Header
+		want   map[string]any
+	}{
+		"nothing": {http.Header{}, map[string]any{}},
+		"nginx": {http.Header{"X-Original-Method": {"POST"}, "X-Original-Uri": {"/v1/payments/pay_1?limit=3"}, "X-Forwarded-Host": {"api.example:443"}, "X-Forwarded-For": {"192.0.2.7"}},
+			map[string]any{"original_method": "POST", "original_path": "/v1/payments/pay_1", "original_host": "api.example:443", "client": "192.0.2.7"}},
+		"Caddy and Traefik": {http.Header{"X-Forwarded-Method": {"DELETE"}, "X-Forwarded-Uri": {"/a%20b"}, "X-Forwarded-Host": {"[2001:db8::1]"}, "X-Forwarded-For": {"evil, 2001:db8::2"}},
+			map[string]any{"original_method": "DELETE", "original_path": "/a%20b", "original_host": "[2001:db8::1]", "client": "2001:db8::2"}},
+		"of another form": {http.Header{"X-Original-Method": {"BREW it"}, "X-Original-Uri": {"/a\"b"}, "X-Forwarded-Host": {"a b"}, "X-Forwarded-For": {"192.0.2.7, x"}},
+			map[string]any{"original_method": "other"}},
+		"twice":       {http.Header{"X-Original-Method": {"GET", "GET"}, "X-Original-Uri": {"/", "/"}, "X-Forwarded-Host": {"a", "a"}, "X-Forwarded-For": {"::1", "::1"}}, map[string]any{}},
+		"long":        {http.Header{"X-Original-Uri": {"/" + strings.Repeat("a", 300)}, "X-Forwarded-Host": {strings.Repeat("a", 300)}}, map[string]any{}},
+		"not a path":  {http.Header{"X-Original-Uri": {"http://a/b"}, "X-Forwarded-For": {"::1%" + strings.Repeat("z", 20)}}, map[string]any{"client": "::1"}},
+		"with secret": {http.Header{"X-Forwarded-Host": {hidden}, "X-Original-Method": {hidden}, "X-Forwarded-For": {"::1%" + hidden}}, map[string]any{}},
+	} {
+		id := "original-" + strings.ReplaceAll(name, " ", "-")
+		header := tt.header.Clone()
+		header["X-Api-Key"], header["X-Request-Id"] = []string{p.live.Key}, []string{id}
+		if got := p.do(ask{method: "GET", url: p.internal + "/v1/authorize", header: header}); got.status != 200 {
+			t.Errorf("%s: %d", name, got.status)
+		}
+		line := map[string]any{}
+		eventually(t, "the line of "+name, func() bool {
+			for text := range strings.Lines(p.log.String()) {
+				if strings.Contains(text, `"request_id":"`+id+`"`) {
+					return json.Unmarshal([]byte(text), &line) == nil
+				}
+			}
+			return false
+		})
+		for _, known := range []string{"time", "level", "msg", "listener", "method", "route", "status", "duration_ms", "request_id", "remote"} {
+			delete(line, known)
+		}
+		if diff := cmp.Diff(tt.want, line); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+}
+
 // refuser cannot decide, or panics, for two revisions that are not there yet.
 type refuser struct{ Verifier }
 

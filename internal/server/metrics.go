@@ -22,6 +22,8 @@ type Metrics struct {
 	requests  lookedUp[requestLabels, prometheus.Counter]
 	durations lookedUp[*route, prometheus.Observer]
 	panics    *prometheus.CounterVec
+	checks    lookedUp[int, prometheus.Counter]
+	checking  prometheus.Histogram
 	verdicts  lookedUp[verdictLabels, prometheus.Counter]
 	acts      *prometheus.HistogramVec
 	barriers  *prometheus.HistogramVec
@@ -61,21 +63,28 @@ func (l *lookedUp[K, M]) of(k K) M {
 
 // NewMetrics returns metrics with a registry of their own.
 func NewMetrics() *Metrics {
+	buckets := []float64{.00001, .000025, .00005, .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 15}
 	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "keyward_http_requests_total", Help: "Requests answered.",
 	}, []string{"listener", "route", "method", "status"})
 	durations := prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "keyward_http_request_duration_seconds", Help: "Time from a request's headers to its answer.",
-		Buckets: []float64{.00001, .000025, .00005, .0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 15},
+		Buckets: buckets,
 	}, []string{"listener", "route"})
+	checks := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "keyward_extauthz_checks_total", Help: "Envoy's checks answered, by the HTTP status Envoy was told; 200 passes.",
+	}, []string{"status"})
 	verdicts := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "keyward_verifications_total", Help: "Verifications by door, where the verdict came from (memory, database), and verdict; path closed is what could not be decided and was refused.",
 	}, []string{"door", "path", "reason"})
 	m := &Metrics{
 		Registry: prometheus.NewRegistry(),
 		panics: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "keyward_http_panics_total", Help: "Panics that were answered with 500.",
+			Name: "keyward_http_panics_total", Help: "Panics that were answered with an error, of the listener extauthz too.",
 		}, []string{"listener"}),
+		checking: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "keyward_extauthz_check_duration_seconds", Help: "Time from Envoy's check to its answer.", Buckets: buckets,
+		}),
 		acts: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "keyward_act_duration_seconds", Help: "Time of management acts, from the rules to every node, by outcome: done, an error code, or error.",
 			Buckets: prometheus.ExponentialBuckets(.0005, 2, 16),
@@ -92,10 +101,11 @@ func NewMetrics() *Metrics {
 		return requests.WithLabelValues(l.route.listener, l.route.pattern, l.method, strconv.Itoa(l.status))
 	}
 	m.durations.find = func(rt *route) prometheus.Observer { return durations.WithLabelValues(rt.listener, rt.pattern) }
+	m.checks.find = func(status int) prometheus.Counter { return checks.WithLabelValues(strconv.Itoa(status)) }
 	m.verdicts.find = func(l verdictLabels) prometheus.Counter {
 		return verdicts.WithLabelValues(l.door, l.path, string(l.reason))
 	}
-	m.Registry.MustRegister(requests, durations, m.panics, verdicts, m.acts, m.barriers, m.durable,
+	m.Registry.MustRegister(requests, durations, checks, m.checking, m.panics, verdicts, m.acts, m.barriers, m.durable,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -112,6 +122,15 @@ func (m *Metrics) Verification(door string, v verify.Verdict, err error) {
 		labels.path, labels.reason = "closed", "undecided"
 	}
 	m.verdicts.of(labels).Inc()
+}
+
+// Check counts one of Envoy's checks by the HTTP status it told Envoy.
+func (m *Metrics) Check(status int, panicked bool, took time.Duration) {
+	m.checks.of(status).Inc()
+	m.checking.Observe(took.Seconds())
+	if panicked {
+		m.panics.WithLabelValues("extauthz").Inc()
+	}
 }
 
 // Barrier counts a write that waited to be everywhere; it is what verify.Config.OnBarrier wants.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/syncgram/keyward/internal/door"
 	"github.com/syncgram/keyward/internal/keys"
 )
 
@@ -35,11 +36,14 @@ type endpoint func(x *exchange) error
 // authorizePath is where proxies ask.
 const authorizePath = "/v1/authorize"
 
+// everything is the segment that takes whatever follows, slashes and nothing too: what a client asked Envoy for.
+const everything = "/{original_path}"
+
 // route is one line of the table.
 type route struct {
 	listener string
 	method   string // GET answers HEAD as well
-	pattern  string // at most one {name} segment
+	pattern  string // at most one {name} segment; everything only at the end
 	auth     auth
 	action   keys.Action // under which a refusal is in the audit log; routes with userToken only
 	query    []string    // the query parameters it takes; nil = none, anyQuery = whatever comes
@@ -69,6 +73,9 @@ func (s *Server) routes() []route {
 
 		{internal, "POST", "/v1/verify", internalToken, "", nil, true, s.verify},
 		{internal, anyMethod, authorizePath, forwarded, "", anyQuery, true, s.authorize(rulesInQuery)},
+		{internal, anyMethod, authorizePath + everything, forwarded, "", anyQuery, true, s.authorize(always(door.Rules{}))},
+		{internal, anyMethod, authorizePath + ":live" + everything, forwarded, "", anyQuery, true, s.authorize(always(door.Rules{Environment: keys.Live}))},
+		{internal, anyMethod, authorizePath + ":test" + everything, forwarded, "", anyQuery, true, s.authorize(always(door.Rules{Environment: keys.Test}))},
 		{internal, "POST", "/v1/introspect", oauthClient, "", nil, true, s.introspect},
 
 		{internal, "GET", "/v1/organizations", internalToken, "", []string{"limit", "cursor"}, false, handle(s, readPage, s.listOrganizations)},
@@ -103,6 +110,7 @@ type resource struct {
 	prefix, suffix string // around the {name} segment of a variable one
 	methods        map[string]*route
 	anySegment     bool   // an encoded slash in the {name} segment does not unmake the route
+	everything     bool   // the {name} segment is everything that follows
 	every          *route // takes every method
 	allow          string
 }
@@ -128,6 +136,7 @@ func newListener(name string, table []route, m *Metrics) *listener {
 				res.prefix, res.suffix = before, rest
 				// An id of a key that cannot be one is not found like any other (C22).
 				res.anySegment = strings.HasPrefix(after, "api_key_id}")
+				res.everything = strings.HasSuffix(rt.pattern, everything)
 				l.variable = append(l.variable, res)
 			}
 		}
@@ -166,6 +175,9 @@ func (l *listener) find(u *url.URL) (*resource, string) {
 	path := u.EscapedPath()
 	for _, res := range l.variable {
 		segment, ok := strings.CutPrefix(path, res.prefix)
+		if ok && res.everything {
+			return res, ""
+		}
 		if ok {
 			segment, ok = strings.CutSuffix(segment, res.suffix)
 		}

@@ -102,7 +102,7 @@ func TestC27Routes(t *testing.T) {
 			}
 		}
 	}
-	for _, path := range []string{"/v1/organizations/", "/v1/organizations//", "/v1/organizations/a/b", "/v1/organizations/a%2Fb", "/v1/verify/", "/v1/authorize/x", "/v1", "/healthz/", "/debug/pprof/"} {
+	for _, path := range []string{"/v1/organizations/", "/v1/organizations//", "/v1/organizations/a/b", "/v1/organizations/a%2Fb", "/v1/verify/", "/v1/authorizex", "/v1/authorize:live", "/v1/authorize:prod/x", "/v1/authorize%3Alive/x", "/v1/authorize%2Fx", "/v1", "/healthz/", "/debug/pprof/"} {
 		if got := f.do(ask{method: "GET", url: f.internal + path}); got.status != 404 || got.problem.Code != api.RouteNotFound {
 			t.Errorf("%s: %d %s", path, got.status, got.body)
 		}
@@ -197,7 +197,7 @@ func TestR3InternalTokens(t *testing.T) {
 		path := strings.ReplaceAll(r.Path, "{id}", "org_a")
 		client := path == "/v1/introspect"
 		isOpen := slices.Contains([]string{"/healthz", "/livez", "/readyz"}, path)
-		forwarded := path == "/v1/authorize"
+		forwarded := strings.HasPrefix(path, "/v1/authorize")
 		for name, h := range map[string]http.Header{
 			"none":         {},
 			"wrong":        {"Authorization": {"Bearer " + one + "x"}, "X-Internal-Token": {one + "x"}},

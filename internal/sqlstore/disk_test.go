@@ -36,7 +36,7 @@ func TestSQLiteOnADiskThatIsFull(t *testing.T) {
 	insert := func() (string, error) {
 		k := keystest.NewKey("org", keys.StateRevoked)
 		k.Name = strings.Repeat("x", 4000)
-		_, err := f.Write(t.Context(), func(ctx context.Context, tx keys.Tx) error { return keystest.Insert(ctx, tx, k) })
+		_, err := f.Write(t.Context(), keys.Reads{}, func(ctx context.Context, tx keys.Tx) error { return keystest.Insert(ctx, tx, k) })
 		return k.ID, err
 	}
 	for range 5 {

@@ -1,107 +1,19 @@
 package sqlstore_test
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"errors"
-	"io"
-	"net"
 	"net/url"
-	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/syncgram/keyward/internal/faultproxy"
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/keys/keystest"
 	"github.com/syncgram/keyward/internal/pgtest"
 	"github.com/syncgram/keyward/internal/sqlstore"
 )
-
-// cut says what the proxy does to a connection that sends COMMIT.
-type cut int32
-
-const (
-	pass      cut = iota
-	cutBefore     // the server never sees it
-	cutAfter      // the server has answered it, the client never hears
-)
-
-// proxy is a TCP proxy in front of a database that can lose the connection at the commit.
-type proxy struct {
-	target string
-	mode   atomic.Int32
-}
-
-func startProxy(t *testing.T, target string) (*proxy, string) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	p := &proxy{target: target}
-	go func() {
-		for {
-			client, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go p.serve(client)
-		}
-	}()
-	return p, l.Addr().String()
-}
-
-func (p *proxy) serve(client net.Conn) {
-	defer client.Close()
-	server, err := net.Dial("tcp", p.target)
-	if err != nil {
-		return
-	}
-	defer server.Close()
-	var lost atomic.Bool // what the server still says is not passed on
-	answered := make(chan struct{}, 1)
-	go func() {
-		defer client.Close()
-		buffer := make([]byte, 1<<16)
-		for {
-			n, err := server.Read(buffer)
-			if err != nil {
-				return
-			}
-			if lost.Load() {
-				answered <- struct{}{}
-				return
-			}
-			if _, err := client.Write(buffer[:n]); err != nil {
-				return
-			}
-		}
-	}()
-	buffer := make([]byte, 1<<16)
-	for {
-		n, err := client.Read(buffer)
-		if err != nil {
-			return
-		}
-		if bytes.Contains(buffer[:n], []byte("commit\x00")) {
-			switch cut(p.mode.Load()) {
-			case cutBefore:
-				return
-			case cutAfter:
-				lost.Store(true)
-				if _, err := server.Write(buffer[:n]); err == nil {
-					<-answered
-				}
-				return
-			}
-		}
-		if _, err := io.Copy(server, bytes.NewReader(buffer[:n])); err != nil {
-			return
-		}
-	}
-}
 
 // openAt opens a store on the same database over another address.
 func openAt(t *testing.T, o sqlstore.Options, address string) *sqlstore.Store {
@@ -123,11 +35,11 @@ func openAt(t *testing.T, o sqlstore.Options, address string) *sqlstore.Store {
 // same store goes on afterwards.
 func TestC23AConnectionLostDuringTheCommit(t *testing.T) {
 	for name, test := range map[string]struct {
-		mode      cut
+		cut       func(p *faultproxy.Proxy, n int) <-chan struct{}
 		committed bool
 	}{
-		"before the server had it":    {cutBefore, false},
-		"after the server had it too": {cutAfter, true},
+		"before the server had it":    {(*faultproxy.Proxy).CutBeforeCommit, false},
+		"after the server had it too": {(*faultproxy.Proxy).CutAtCommit, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			direct := open(t, sqlstore.Postgres)
@@ -135,20 +47,20 @@ func TestC23AConnectionLostDuringTheCommit(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			p, address := startProxy(t, u.Host)
-			s := openAt(t, direct.options, address)
+			p := faultproxy.New(t, u.Host)
+			s := openAt(t, direct.options, p.Address())
 			keystest.MustInsert(t, s, keystest.NewKey("first", keys.StateActive))
 
-			p.mode.Store(int32(test.mode))
+			test.cut(p, 2)
 			k := keystest.NewKey("org", keys.StateActive)
-			_, err = s.Write(t.Context(), func(ctx context.Context, tx keys.Tx) error { return keystest.Insert(ctx, tx, k) })
+			_, err = s.Write(t.Context(), keys.Reads{}, func(ctx context.Context, tx keys.Tx) error { return keystest.Insert(ctx, tx, k) })
 			if !errors.Is(err, keys.ErrOutcomeUnknown) {
 				t.Errorf("Write: %v, want ErrOutcomeUnknown", err)
 			}
 			if err := s.Record(t.Context(), keys.AuditEntry{Action: keys.ActList}); !errors.Is(err, keys.ErrOutcomeUnknown) {
 				t.Errorf("Record: %v, want ErrOutcomeUnknown", err)
 			}
-			p.mode.Store(int32(pass))
+			p.CutAtCommit(0)
 
 			_, err = direct.Key(t.Context(), k.ID)
 			if committed := err == nil; committed != test.committed {
@@ -234,7 +146,7 @@ func TestC23ACancelledSynchronousCommit(t *testing.T) {
 
 	for name, call := range map[string]func(context.Context) error{
 		"Write": func(ctx context.Context) error {
-			_, err := s.Write(ctx, func(ctx context.Context, tx keys.Tx) error {
+			_, err := s.Write(ctx, keys.Reads{}, func(ctx context.Context, tx keys.Tx) error {
 				return keystest.Insert(ctx, tx, keystest.NewKey("org", keys.StateRevoked))
 			})
 			return err
@@ -273,7 +185,7 @@ func TestC23ACancelledSynchronousCommit(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	result := make(chan error, 1)
 	go func() {
-		_, err := s.Write(ctx, func(context.Context, keys.Tx) error { return nil })
+		_, err := s.Write(ctx, keys.Reads{}, func(context.Context, keys.Tx) error { return nil })
 		result <- err
 	}()
 	waitFor(t, raw, `SELECT count(*) = 1 `+waiting, result)
@@ -299,7 +211,7 @@ func TestR5TheServerComesBack(t *testing.T) {
 		t.Helper()
 		for name, call := range map[string]func(context.Context) error{
 			"Write": func(ctx context.Context) error {
-				_, err := s.Write(ctx, func(context.Context, keys.Tx) error { return nil })
+				_, err := s.Write(ctx, keys.Reads{}, func(context.Context, keys.Tx) error { return nil })
 				return err
 			},
 			"Organization": func(ctx context.Context) error { _, err := s.Organization(ctx, "org"); return err },

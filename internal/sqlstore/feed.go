@@ -176,7 +176,7 @@ func (s *Store) putUses(ctx context.Context, uses []keys.Use) error {
 	for i, u := range uses {
 		arguments[i] = []any{keys.Micros(u.At), u.KeyID}
 	}
-	return s.transact(ctx, s.writer, func(ctx context.Context, tx *transaction) error {
+	return s.transact(ctx, s.writer, nil, func(ctx context.Context, tx *transaction) error {
 		return tx.execMany(ctx, putUse, arguments)
 	})
 }
@@ -271,7 +271,7 @@ func (s *Store) Fence(ctx context.Context, c keys.Commit) (fenced []string, err 
 	if s.nodes != nil {
 		return s.nodes.fence(c.Revision), nil
 	}
-	err = s.transact(ctx, s.lease, func(ctx context.Context, tx *transaction) error {
+	err = s.transact(ctx, s.lease, nil, func(ctx context.Context, tx *transaction) error {
 		var has bool
 		if err := tx.QueryRowContext(ctx, hasWrite, c.Revision, c.Sequence, c.Hash[:]).Scan(&has); err != nil {
 			return err

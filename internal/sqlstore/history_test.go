@@ -131,7 +131,7 @@ func TestC23AWriteThatIsNotHere(t *testing.T) {
 	if err := s.Register(t.Context(), keys.Node{ID: "behind", Lease: 2e9}); err != nil {
 		t.Fatal(err)
 	}
-	commit, err := s.Write(t.Context(), func(ctx context.Context, tx keys.Tx) error {
+	commit, err := s.Write(t.Context(), keys.Reads{}, func(ctx context.Context, tx keys.Tx) error {
 		return keystest.Insert(ctx, tx, keystest.NewKey("org_a", keys.StateActive))
 	})
 	if err != nil {
@@ -159,7 +159,7 @@ func TestC23AWriteThatIsNotHere(t *testing.T) {
 // C23: a node that registers while a write is on its way, and holds a lease for what was before it, is waited for.
 func TestC23NodeThatRegistersMeanwhile(t *testing.T) {
 	onBoth(t, func(t *testing.T, f *fixture) {
-		commit, err := f.Write(t.Context(), func(ctx context.Context, tx keys.Tx) error {
+		commit, err := f.Write(t.Context(), keys.Reads{}, func(ctx context.Context, tx keys.Tx) error {
 			if err := f.Register(ctx, keys.Node{ID: "n"}); err != nil {
 				return err
 			}

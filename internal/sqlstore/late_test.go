@@ -44,7 +44,7 @@ func TestC23ALateRenewalLowersNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.Write(t.Context(), func(context.Context, keys.Tx) error { return nil }); err != nil {
+	if _, err := s.Write(t.Context(), keys.Reads{}, func(context.Context, keys.Tx) error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if err := hold.Commit(); err != nil { // what a later renewal of the same node did meanwhile

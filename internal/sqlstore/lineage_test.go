@@ -119,7 +119,7 @@ func TestC23AWriteThatStandsStill(t *testing.T) {
 	defer other.Close()
 	begun, goOn, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	go func() {
-		_, err := still.Write(context.Background(), func(context.Context, keys.Tx) error {
+		_, err := still.Write(context.Background(), keys.Reads{}, func(context.Context, keys.Tx) error {
 			close(begun)
 			<-goOn
 			return nil
@@ -127,7 +127,7 @@ func TestC23AWriteThatStandsStill(t *testing.T) {
 		ended <- err
 	}()
 	<-begun
-	if _, err := other.Write(t.Context(), func(context.Context, keys.Tx) error { return nil }); err != nil {
+	if _, err := other.Write(t.Context(), keys.Reads{}, func(context.Context, keys.Tx) error { return nil }); err != nil {
 		t.Errorf("the other node's write: %v", err)
 	}
 	close(goOn)

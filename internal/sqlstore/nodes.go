@@ -32,8 +32,8 @@ func (s *Store) checkProtocol(ctx context.Context) error {
 	return nil
 }
 
-// Announce implements keys.Feed. It is a transaction of its own that writes nothing, so that no write waits in the line of
-// those that notify, and it waits for no disk and no standby.
+// Announce implements keys.Feed. It is a transaction of its own that writes nothing, after the write's, so that no write waits in the
+// line of those that notify, and it waits for no disk and no standby.
 func (s *Store) Announce(ctx context.Context, revision int64) error {
 	if s.nodes != nil {
 		s.nodes.announce(revision)

@@ -56,7 +56,6 @@ func openPostgres(ctx context.Context, o Options) (_ *engine, err error) {
 	e := &engine{
 		name: Postgres, writer: open(writing, postgresWriters), reader: open(config, postgresReaders), lease: open(writing, postgresLeases),
 		readTx:      &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
-		writeTx:     &sql.TxOptions{Isolation: sql.LevelReadCommitted},
 		listen:      func(ctx context.Context, heard func(int64)) error { return postgresListen(ctx, config, heard) },
 		taken:       postgresTaken,
 		rolledBack:  postgresRolledBack,

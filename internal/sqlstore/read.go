@@ -114,15 +114,21 @@ func sameRevision(revision, logged int64) bool { return revision == logged }
 func (s *Store) organization(ctx context.Context, q queries, bound int64, id string, latest func(revision, logged int64) bool) (keys.Organization, error) {
 	var logged int64
 	r, err := scanOrganization(q.QueryRowContext(ctx, organizationByID, bound, id), &logged)
-	switch {
-	case err != nil:
+	if err != nil {
 		return keys.Organization{}, err
-	case r.Revision != 0:
-		return s.organizationFromRow(&r, latest(r.Revision, logged)), nil
-	case logged != 0:
-		return s.removedOrganization(id, logged), nil
 	}
-	return keys.Unregistered(id), nil
+	return s.organizationOf(&r, logged, latest), nil
+}
+
+// organizationOf says what a row of organizationByID stands for.
+func (s *Store) organizationOf(r *organizationRow, logged int64, latest func(revision, logged int64) bool) keys.Organization {
+	switch {
+	case r.Revision != 0:
+		return s.organizationFromRow(r, latest(r.Revision, logged))
+	case logged != 0:
+		return s.removedOrganization(r.ID, logged)
+	}
+	return keys.Unregistered(r.ID)
 }
 
 // Organizations implements keys.Store.

@@ -40,9 +40,13 @@ func (s *Store) Reseal(ctx context.Context, progress func(done, total int64)) (R
 		run.keys, run.organizations, run.entries,
 	} {
 		for more := true; more; {
-			err := s.transact(ctx, s.writer, func(ctx context.Context, tx *transaction) (err error) {
-				// The lock keeps writers from changing a row between its being read and sealed.
-				if _, err = s.lock(ctx, tx, lockMeta); err == nil {
+			// The lock keeps writers from changing a row between its being read and sealed.
+			var t *writeTx
+			err := s.transact(ctx, s.writer, func() []call {
+				t = s.newWrite()
+				return t.lock(lockMeta)
+			}, func(ctx context.Context, tx *transaction) (err error) {
+				if err = t.begin(tx, false); err == nil {
 					more, err = batch(ctx, tx)
 				}
 				return err
@@ -181,29 +185,27 @@ func (r *resealing) entries(ctx context.Context, tx *transaction) (more bool, er
 // the audit log, which it always agrees with, not from the rows: a row that somebody removed or put
 // back is as wrong under the new weight as it was under the old.
 func (s *Store) resealState(ctx context.Context) error {
-	return s.transactWithin(ctx, s.writer, func(ctx context.Context, tx *transaction) error {
-		if err := s.noTimeouts(ctx, tx.Tx); err != nil {
+	return s.locked(ctx, s.transactWithin, lockMeta, keys.Reads{}, func(ctx context.Context, t *writeTx) error {
+		if err := s.noTimeouts(ctx, t.q); err != nil {
 			return err
 		}
-		t, err := s.lock(ctx, tx, lockMeta)
+		current := s.ring.Current()
+		if t.state.weightKeyID == current {
+			return nil
+		}
+		latest, err := s.logged(ctx, t.q)
 		if err != nil {
 			return err
 		}
-		if current := s.ring.Current(); t.state.weightKeyID != current {
-			latest, err := s.logged(ctx, tx)
-			if err != nil {
+		if err := s.checkLogged(latest, t.state); err != nil {
+			return err
+		}
+		t.state.weightKeyID, t.state.weight = current, [32]byte{}
+		for row, revision := range latest {
+			if err := t.state.addRow(s.ring, row.kind, row.id, revision); err != nil {
 				return err
-			}
-			if err := s.checkLogged(latest, t.state); err != nil {
-				return err
-			}
-			t.state.weightKeyID, t.state.weight = current, [32]byte{}
-			for row, revision := range latest {
-				if err := t.state.addRow(s.ring, row.kind, row.id, revision); err != nil {
-					return err
-				}
 			}
 		}
-		return t.finish(ctx)
+		return nil
 	})
 }

@@ -6,6 +6,11 @@ package sqlstore
 // depends on a clock, because the rules live above this package.
 
 const (
+	// Of a write transaction on PostgreSQL, where they travel with other statements.
+	beginTx    = `BEGIN ISOLATION LEVEL READ COMMITTED`
+	commitTx   = `COMMIT`
+	rollBackTx = `ROLLBACK`
+
 	// The first statement of every write. The row's lock, held to the commit, puts writes in one order.
 	bumpMeta = `UPDATE meta SET revision = revision + 1 WHERE one = 1
 		RETURNING revision, database_id, state_key_id, state_box`

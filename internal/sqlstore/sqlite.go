@@ -48,7 +48,6 @@ func openSQLite(ctx context.Context, path string) (_ *engine, err error) {
 		name: SQLite, writer: writer, reader: reader, lease: writer,
 		nodes:       &localNodes{applied: make(map[string]int64), of: make(map[string]keys.Node)},
 		readTx:      &sql.TxOptions{ReadOnly: true},
-		writeTx:     &sql.TxOptions{},
 		taken:       sqliteTaken,
 		rolledBack:  sqliteRolledBack,
 		afterClose:  unlock,

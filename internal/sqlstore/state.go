@@ -171,7 +171,7 @@ func (s *Store) begin(ctx context.Context) error {
 	fresh := state{weightKeyID: s.ring.Current()}
 	databaseID := uuid.NewString()
 	keyID, box := s.ring.SealState(fresh.encode(), stateContext(databaseID, 0))
-	return s.transact(ctx, s.writer, func(ctx context.Context, tx *transaction) error {
+	return s.transact(ctx, s.writer, nil, func(ctx context.Context, tx *transaction) error {
 		result, err := tx.ExecContext(ctx, insertMeta, databaseID, keyID, box)
 		if err != nil {
 			return err

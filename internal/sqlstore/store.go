@@ -25,9 +25,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
-
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/seal"
 )
@@ -80,7 +77,7 @@ type engine struct {
 	// writer serves what takes the meta row's lock, reader what only reads, lease the nodes' rows.
 	writer, reader, lease *sql.DB
 	nodes                 *localNodes // the node rows when no other process can have any; nil = in the database
-	readTx, writeTx       *sql.TxOptions
+	readTx                *sql.TxOptions
 
 	listen func(ctx context.Context, heard func(revision int64)) error // see keys.Feed.Listen; nil where nodes is not
 
@@ -191,170 +188,6 @@ type queries interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 }
 
-// transact runs fn in a write transaction on db and commits it. The error is ErrOutcomeUnknown when the
-// commit may or may not have taken effect; any other error means that nothing happened.
-func (s *Store) transact(ctx context.Context, db *sql.DB, fn func(context.Context, *transaction) error) error {
-	ctx, cancel := s.bound(ctx)
-	defer cancel()
-	return s.transactWithin(ctx, db, fn)
-}
-
-// transactWithin is transact without a bound of its own.
-func (s *Store) transactWithin(ctx context.Context, db *sql.DB, fn func(context.Context, *transaction) error) error {
-	tx, err := s.startTx(ctx, db)
-	if err != nil {
-		return err
-	}
-	defer tx.conn.Close()
-	finished := false
-	defer func() { // also when fn panics
-		if !finished {
-			_ = tx.Rollback()
-		}
-	}()
-	if err := fn(ctx, tx); err != nil {
-		return err
-	}
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	clearWarning(tx.conn)
-	finished = true
-	if err := tx.Commit(); err != nil {
-		if s.rolledBack(err) {
-			return fmt.Errorf("sqlstore: commit: %w", err)
-		}
-		return fmt.Errorf("%w: %w", keys.ErrOutcomeUnknown, err)
-	}
-	if warned(tx.conn) {
-		return errWarned
-	}
-	return nil
-}
-
-// transaction is a write transaction and the connection it runs on.
-type transaction struct {
-	*sql.Tx
-	conn *sql.Conn
-}
-
-// call is a statement with its arguments and where what it returns goes: one row into into, or every row to each.
-type call struct {
-	statement string
-	arguments []any
-	into      []any
-	each      func(scanner) error
-}
-
-// together runs statements of the transaction one after the other; on PostgreSQL in one trip to the server.
-func (tx *transaction) together(ctx context.Context, calls ...call) error {
-	return together(ctx, tx, tx.conn, calls...)
-}
-
-// together runs statements by q, which is on conn: a transaction's, or each its own.
-func together(ctx context.Context, q queries, conn *sql.Conn, calls ...call) error {
-	if pipelined, err := pipeline(ctx, conn, calls); pipelined || err != nil {
-		return err
-	}
-	for _, c := range calls {
-		var err error
-		switch {
-		case c.each != nil:
-			var rows *sql.Rows
-			rows, err = q.QueryContext(ctx, c.statement, c.arguments...)
-			err = each(rows, err, func(row *sql.Rows) error { return c.each(row) })
-		case c.into != nil:
-			err = q.QueryRowContext(ctx, c.statement, c.arguments...).Scan(c.into...)
-		default:
-			_, err = q.ExecContext(ctx, c.statement, c.arguments...)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// pipeline runs calls in one trip, if the driver can.
-func pipeline(ctx context.Context, conn *sql.Conn, calls []call) (done bool, err error) {
-	err = conn.Raw(func(c any) error {
-		p, ok := c.(*stdlib.Conn)
-		if !ok {
-			return nil
-		}
-		done = true
-		var batch pgx.Batch
-		for _, c := range calls {
-			batch.Queue(c.statement, c.arguments...)
-		}
-		results := p.Conn().SendBatch(ctx, &batch)
-		for _, c := range calls {
-			var err error
-			switch {
-			case c.each != nil:
-				var rows pgx.Rows
-				if rows, err = results.Query(); err == nil {
-					for rows.Next() && err == nil {
-						err = c.each(rows)
-					}
-					rows.Close()
-					err = errors.Join(err, rows.Err())
-				}
-			case c.into != nil:
-				err = results.QueryRow().Scan(c.into...)
-			default:
-				_, err = results.Exec()
-			}
-			if err != nil {
-				return errors.Join(err, results.Close())
-			}
-		}
-		return results.Close()
-	})
-	return done, err
-}
-
-// execMany runs a statement once for each list of arguments; on PostgreSQL in one trip to the server.
-func (tx *transaction) execMany(ctx context.Context, statement string, arguments [][]any) error {
-	calls := make([]call, len(arguments))
-	for i, a := range arguments {
-		calls[i] = call{statement: statement, arguments: a}
-	}
-	if pipelined, err := pipeline(ctx, tx.conn, calls); pipelined || err != nil {
-		return err
-	}
-	prepared, err := tx.PrepareContext(ctx, statement)
-	if err != nil {
-		return err
-	}
-	defer prepared.Close()
-	for _, a := range arguments {
-		if _, err := prepared.ExecContext(ctx, a...); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// startTx begins a transaction on a connection held for it. A pool's connections die together when
-// the server goes; nothing has been asked of one yet, so another is tried.
-func (s *Store) startTx(ctx context.Context, db *sql.DB) (*transaction, error) {
-	for try := 0; ; try++ {
-		conn, err := db.Conn(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("sqlstore: %w", err)
-		}
-		tx, err := conn.BeginTx(ctx, s.writeTx)
-		if err == nil {
-			return &transaction{tx, conn}, nil
-		}
-		_ = conn.Close()
-		if try == 2 || ctx.Err() != nil || s.name == SQLite {
-			return nil, fmt.Errorf("sqlstore: begin: %w", err)
-		}
-	}
-}
-
 // write runs one statement that is its own transaction and returns how many rows it changed.
 // A warning counts as a failure: the change may not be durable.
 func (s *Store) write(ctx context.Context, db *sql.DB, query string, args ...any) (int64, error) {
@@ -434,7 +267,7 @@ func (s *Store) viewAll(ctx context.Context, fn func(context.Context, *sql.Tx) e
 }
 
 // noTimeouts is for a transaction that reads whole tables: its statements take long, and so does what is reckoned between them.
-func (s *Store) noTimeouts(ctx context.Context, tx *sql.Tx) error {
+func (s *Store) noTimeouts(ctx context.Context, tx queries) error {
 	if s.name != Postgres {
 		return nil
 	}

@@ -57,7 +57,7 @@ func checkKey(t *testing.T, f *fixture, id string) {
 		}
 	}
 	undo := errors.New("undo")
-	_, err = f.Write(ctx, func(ctx context.Context, tx keys.Tx) error {
+	_, err = f.Write(ctx, keys.Reads{}, func(ctx context.Context, tx keys.Tx) error {
 		inTx, err := tx.Key(ctx, id)
 		if err != nil || inTx.Genuine {
 			t.Errorf("Tx.Key: genuine %v, %v", inTx.Genuine, err)
@@ -324,7 +324,7 @@ func TestARemovedKeyShows(t *testing.T) {
 		if k, err := f.Key(t.Context(), w.b.ID); !errors.Is(err, keys.ErrTampered) {
 			t.Errorf("Key: %v, %v; it must not be answered as one that never was", k, err)
 		}
-		_, err = f.Write(t.Context(), func(ctx context.Context, tx keys.Tx) error {
+		_, err = f.Write(t.Context(), keys.Reads{}, func(ctx context.Context, tx keys.Tx) error {
 			_, err := tx.Key(ctx, w.b.ID)
 			return err
 		})
@@ -335,6 +335,31 @@ func TestARemovedKeyShows(t *testing.T) {
 			t.Errorf("OnTampered was told of %v, want %v", seen, want)
 		}
 	})
+}
+
+// P5: a row that somebody deletes between a write's reading it and changing it. The write is in force for all that know the key, and is
+// not answered with success. On SQLite nobody else can write meanwhile.
+func TestP5RowThatVanishesInAWrite(t *testing.T) {
+	f := open(t, sqlstore.Postgres)
+	w := populate(t, f)
+	_, err := f.Write(t.Context(), keys.Reads{KeyID: w.b.ID}, func(ctx context.Context, tx keys.Tx) error {
+		k, err := tx.Key(ctx, w.b.ID)
+		if err != nil {
+			return err
+		}
+		f.edit(t, `DELETE FROM keys WHERE id = $1`, w.b.ID)
+		k.State = keys.StateRevoked
+		return keystest.Update(ctx, tx, k)
+	})
+	if !errors.Is(err, keys.ErrOutcomeUnknown) {
+		t.Errorf("Write: %v, want ErrOutcomeUnknown", err)
+	}
+	if _, err := f.Key(t.Context(), w.b.ID); !errors.Is(err, keys.ErrTampered) {
+		t.Errorf("Key: %v, want ErrTampered", err)
+	}
+	if a, err := f.snapshot(t.Context()); err != nil || a.keys[w.b.ID].Genuine {
+		t.Errorf("Snapshot: %v, genuine %t", err, a.keys[w.b.ID].Genuine)
+	}
 }
 
 // copyTable keeps a table as it is, to be put back later.
@@ -378,7 +403,7 @@ func TestARolledBackRowShows(t *testing.T) {
 		if _, err := f.snapshot(t.Context()); !errors.Is(err, keys.ErrTampered) {
 			t.Errorf("Snapshot: %v, want ErrTampered", err)
 		}
-		_, err := f.Write(t.Context(), func(context.Context, keys.Tx) error { return nil })
+		_, err := f.Write(t.Context(), keys.Reads{}, func(context.Context, keys.Tx) error { return nil })
 		if !errors.Is(err, keys.ErrTampered) {
 			t.Errorf("Write: %v, want ErrTampered", err)
 		}
@@ -427,7 +452,7 @@ func TestAnEditedStateStopsEverything(t *testing.T) {
 				last := keystest.MustInsert(t, f.Store, keystest.NewKey("fourth", keys.StateActive))
 				f.edit(t, test.statement)
 				called := false
-				_, err := f.Write(t.Context(), func(context.Context, keys.Tx) error { called = true; return nil })
+				_, err := f.Write(t.Context(), keys.Reads{}, func(context.Context, keys.Tx) error { called = true; return nil })
 				if !errors.Is(err, keys.ErrTampered) || called {
 					t.Errorf("Write: %v, fn called: %v", err, called)
 				}
@@ -533,7 +558,7 @@ func TestP8ATamperedAuditLogShows(t *testing.T) {
 				if !ok {
 					t.Errorf("findings %q, want %q", report.Findings, test.want)
 				}
-				_, err = f.Write(t.Context(), func(context.Context, keys.Tx) error { return nil })
+				_, err = f.Write(t.Context(), keys.Reads{}, func(context.Context, keys.Tx) error { return nil })
 				if stopped := errors.Is(err, keys.ErrTampered); stopped != test.stops {
 					t.Errorf("Write: %v, want it stopped: %v", err, test.stops)
 				}

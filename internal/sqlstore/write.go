@@ -6,44 +6,56 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/syncgram/keyward/internal/keys"
 )
 
 // Write implements keys.Store.
-func (s *Store) Write(ctx context.Context, fn func(ctx context.Context, tx keys.Tx) error) (commit keys.Commit, err error) {
-	err = s.transact(ctx, s.writer, func(ctx context.Context, q *transaction) error {
-		t, err := s.lock(ctx, q, bumpMeta)
-		if err != nil {
-			return err
-		}
+func (s *Store) Write(ctx context.Context, first keys.Reads, fn func(ctx context.Context, tx keys.Tx) error) (commit keys.Commit, err error) {
+	err = s.locked(ctx, s.transact, bumpMeta, first, func(ctx context.Context, t *writeTx) error {
 		if err := fn(ctx, t); err != nil {
 			return err
 		}
 		commit = keys.Commit{Mark: t.state.mark(), Timeline: t.timeline}
-		return t.finish(ctx)
+		t.q.after = []call{{statement: announce, arguments: []any{strconv.FormatInt(commit.Revision, 10)}}}
+		return nil
 	})
 	if err != nil {
 		return keys.Commit{}, err
+	}
+	if s.nodes != nil {
+		s.nodes.announce(commit.Revision)
 	}
 	return commit, nil
 }
 
 // Record implements keys.Store.
 func (s *Store) Record(ctx context.Context, e keys.AuditEntry) error {
-	return s.transact(ctx, s.writer, func(ctx context.Context, q *transaction) error {
-		t, err := s.lock(ctx, q, lockMeta)
-		if err != nil {
+	if e.Revision != 0 {
+		return errors.New("sqlstore: an entry outside a write must have revision 0")
+	}
+	return s.locked(ctx, s.transact, lockMeta, keys.Reads{}, func(ctx context.Context, t *writeTx) error { return t.Audit(ctx, e) })
+}
+
+// locked runs fn in a transaction that takes the meta row's lock by statement, bumpMeta or lockMeta, and seals the state it leaves.
+func (s *Store) locked(
+	ctx context.Context, transact func(context.Context, *sql.DB, func() []call, func(context.Context, *transaction) error) error,
+	statement string, first keys.Reads, fn func(context.Context, *writeTx) error,
+) error {
+	var t *writeTx
+	return transact(ctx, s.writer, func() []call {
+		t = s.newWrite()
+		return append(t.lock(statement), t.ahead(first)...)
+	}, func(ctx context.Context, q *transaction) error {
+		if err := t.begin(q, statement == bumpMeta); err != nil {
 			return err
 		}
-		if e.Revision != 0 {
-			return errors.New("sqlstore: an entry outside a write must have revision 0")
-		}
-		if err := t.Audit(ctx, e); err != nil {
+		if err := fn(ctx, t); err != nil {
 			return err
 		}
-		return t.finish(ctx)
+		return t.finish()
 	})
 }
 
@@ -55,12 +67,24 @@ type writeTx struct {
 	meta  meta
 	state state // as finish will seal it
 
-	timeline int64 // of the server this transaction is on
+	// What the first trip reads besides meta.
+	clock, timeline int64 // of the server this transaction is on
+	sequence        int64 // of the log's last entry
+	hash            []byte
+	read            map[target]readRow // rows read ahead, as they were before this write
 
-	pending []call          // statements whose answers nobody waits for; a read of their rows, and the end, sends them first
-	written map[target]bool // rows written so far
-	audited map[target]bool // rows that have an entry of this write
-	failed  error           // what keeps this transaction from committing, whatever fn makes of it
+	pending []call           // statements whose answers nobody waits for; a read of their rows, and the end, sends them first
+	logged  map[target]int64 // the latest revision the log had before this write, of rows that were read
+	written map[target]bool  // rows written so far
+	audited map[target]bool  // rows that have an entry of this write
+	failed  error            // what keeps this transaction from committing, whatever fn makes of it
+}
+
+// readRow is a row read ahead: one of the two.
+type readRow struct {
+	key          *keyRow // nil = there is none
+	organization organizationRow
+	logged       int64
 }
 
 // target is a row of the keys or the organizations table.
@@ -74,42 +98,66 @@ func kindOf(a keys.Action) string {
 	return keys.KindKey
 }
 
-// lock takes the meta row's lock by statement, bumpMeta or lockMeta, and checks that what the
-// transaction is about to build on is what the last one left.
-func (s *Store) lock(ctx context.Context, q *transaction, statement string) (*writeTx, error) {
-	var m meta
-	var now, timeline, sequence int64
-	var hash []byte
-	err := q.together(ctx,
-		call{statement: statement, into: m.columns()},
-		call{statement: readHead, into: []any{&now, &timeline, &sequence, &hash}})
-	if err = noMeta(err); err != nil {
-		return nil, err
+func (s *Store) newWrite() *writeTx {
+	return &writeTx{
+		s: s, read: make(map[target]readRow), logged: make(map[target]int64), written: make(map[target]bool), audited: make(map[target]bool),
 	}
-	before := m.revision
-	if statement == bumpMeta {
-		before--
-	}
-	st, err := s.openState(m, before)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.checkHead(st, sequence, hash); err != nil {
-		return nil, err
-	}
-	t := &writeTx{
-		s: s, q: q, now: keys.FromMicros(now), timeline: timeline, meta: m, state: st,
-		written: make(map[target]bool), audited: make(map[target]bool),
-	}
-	if s.now != nil {
-		t.now = wholeMicros(s.now())
-	}
-	t.state.revision = m.revision
-	return t, nil
 }
 
-// finish seals the new state.
-func (t *writeTx) finish(ctx context.Context) error {
+// lock takes the meta row's lock, and then reads where the log ends.
+func (t *writeTx) lock(statement string) []call {
+	return []call{
+		{statement: statement, into: t.meta.columns()},
+		{statement: readHead, into: []any{&t.clock, &t.timeline, &t.sequence, &t.hash}},
+	}
+}
+
+// ahead reads the rows that are asked for first. Of this write there are no entries in the log yet.
+func (t *writeTx) ahead(first keys.Reads) (calls []call) {
+	if id := first.OrganizationID; id != "" {
+		calls = append(calls, call{statement: organizationByID, arguments: []any{anyRevision, id}, each: func(row scanner) (err error) {
+			var r readRow
+			r.organization, err = scanOrganization(row, &r.logged)
+			t.read[target{keys.KindOrganization, id}] = r
+			return err
+		}})
+	}
+	if id := first.KeyID; id != "" {
+		row := target{keys.KindKey, id}
+		calls = append(calls, call{statement: keyByID, arguments: []any{anyRevision, id}, each: func(found scanner) error {
+			var r readRow
+			k, err := scanKey(found, &r.logged)
+			r.key = &k
+			t.read[row] = r
+			return err
+		}})
+	}
+	return calls
+}
+
+// begin checks that what the transaction is about to build on is what the last one left.
+func (t *writeTx) begin(q *transaction, bumped bool) error {
+	before := t.meta.revision
+	if bumped {
+		before--
+	}
+	st, err := t.s.openState(t.meta, before)
+	if err != nil {
+		return err
+	}
+	if err := t.s.checkHead(st, t.sequence, t.hash); err != nil {
+		return err
+	}
+	t.q, t.now, t.state = q, keys.FromMicros(t.clock), st
+	if t.s.now != nil {
+		t.now = wholeMicros(t.s.now())
+	}
+	t.state.revision = t.meta.revision
+	return nil
+}
+
+// finish seals the new state. What is still pending goes with the commit.
+func (t *writeTx) finish() error {
 	if t.failed != nil {
 		return t.failed
 	}
@@ -120,7 +168,8 @@ func (t *writeTx) finish(ctx context.Context) error {
 	}
 	keyID, box := t.s.ring.SealState(t.state.encode(), stateContext(t.meta.databaseID, t.state.revision))
 	t.later(writeState, keyID, box)
-	return t.send(ctx)
+	t.q.closing, t.pending = t.pending, nil
+	return nil
 }
 
 // later has a statement sent with the next one that is waited for.
@@ -135,7 +184,7 @@ func (t *writeTx) send(ctx context.Context) error {
 	}
 	calls := t.pending
 	t.pending = nil
-	return t.fail(t.q.together(ctx, calls...))
+	return t.failWrite(t.q.together(ctx, calls...))
 }
 
 // asked returns the transaction for a read of what may be pending.
@@ -175,10 +224,24 @@ func (t *writeTx) latest(row target, revision, logged int64) bool {
 }
 
 func (t *writeTx) key(r *keyRow, logged int64) keys.Key {
-	return t.s.keyFromRow(r, t.latest(target{keys.KindKey, r.ID}, r.Revision, logged))
+	row := target{keys.KindKey, r.ID}
+	latest := t.latest(row, r.Revision, logged)
+	t.note(row, logged)
+	return t.s.keyFromRow(r, latest)
+}
+
+// note keeps what the log has of a row. Once the row is written, that is asked no more.
+func (t *writeTx) note(row target, logged int64) {
+	if !t.written[row] {
+		t.logged[row] = logged
+	}
 }
 
 func (t *writeTx) Key(ctx context.Context, id string) (keys.Key, error) {
+	row := target{keys.KindKey, id}
+	if r, ok := t.read[row]; ok && !t.written[row] {
+		return t.key(r.key, r.logged), nil
+	}
 	q, err := t.asked(ctx)
 	if err != nil {
 		return keys.Key{}, err
@@ -243,15 +306,25 @@ func (t *writeTx) PutOrganization(ctx context.Context, o keys.Organization) erro
 
 // putRow writes a row and moves the weight from its old revision to this one. The old one is
 // what the audit log says, never what the row said: a row may have been planted, put back or
-// removed by somebody else, and the weight knows only what Keyward wrote.
+// removed by somebody else, and the weight knows only what Keyward wrote. A row that was read before is written later: it is there,
+// and what the log has of it is known.
 func (t *writeTx) putRow(ctx context.Context, row target, statement string, arguments []any) error {
-	var logged int64
-	err := t.q.QueryRowContext(ctx, statement, append([]any{t.earlier()}, arguments...)...).Scan(&logged)
-	if errors.Is(err, sql.ErrNoRows) {
-		return keys.ErrNotFound
-	}
-	if err != nil {
-		return t.failWrite(err)
+	put := call{statement: statement, arguments: append([]any{t.earlier()}, arguments...), changes: true}
+	logged, known := t.logged[row]
+	if known {
+		t.pending = append(t.pending, put)
+	} else {
+		put.changes, put.into = false, []any{&logged}
+		calls := append(t.pending, put)
+		t.pending = nil
+		err := t.q.together(ctx, calls...)
+		if errors.Is(err, sql.ErrNoRows) {
+			return keys.ErrNotFound
+		}
+		if err != nil {
+			return t.failWrite(err)
+		}
+		t.logged[row] = logged
 	}
 	if t.written[row] {
 		return nil // the weight has it at this revision
@@ -269,8 +342,18 @@ func (t *writeTx) putRow(ctx context.Context, row target, statement string, argu
 }
 
 func (t *writeTx) Organization(ctx context.Context, id string) (keys.Organization, error) {
-	o, err := t.s.organization(ctx, t.q, t.earlier(), id, func(revision, logged int64) bool {
-		return t.latest(target{keys.KindOrganization, id}, revision, logged)
+	row := target{keys.KindOrganization, id}
+	if r, ok := t.read[row]; ok && !t.written[row] {
+		t.note(row, r.logged)
+		return t.s.organizationOf(&r.organization, r.logged, sameRevision), nil
+	}
+	q, err := t.asked(ctx)
+	if err != nil {
+		return keys.Organization{}, err
+	}
+	o, err := t.s.organization(ctx, q, t.earlier(), id, func(revision, logged int64) bool {
+		t.note(row, logged)
+		return t.latest(row, revision, logged)
 	})
 	return o, t.fail(err)
 }

@@ -62,6 +62,9 @@ func (f *memoryFeed) write(rows ...any) keys.Commit {
 			f.organizations[r.ID] = r
 		}
 	}
+	for _, heard := range f.listeners {
+		(*heard)(f.revision)
+	}
 	return keys.Commit{Mark: f.mark(), Timeline: f.timeline}
 }
 

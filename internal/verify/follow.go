@@ -34,7 +34,10 @@ const (
 	changesPerRead = 10_000
 	callTimeout    = 5 * time.Second      // of one statement; the lease bounds what matters
 	mostQuiet      = time.Second          // between renewals while announcements arrive
-	usualAnswer    = 8 * time.Millisecond // within which healthy nodes acknowledge; for so long a writer looks every millisecond
+	usualAnswer    = 8 * time.Millisecond // within which healthy nodes acknowledge; for so long a writer looks often
+	oftenFrom      = time.Millisecond     // before its own node has acknowledged, no look can find that all have
+	often          = 250 * time.Microsecond
+	seldom         = 20 * time.Millisecond
 	usesPerWrite   = 500
 	eraseEvery     = time.Minute
 	keptFor        = 24 * time.Hour
@@ -83,7 +86,9 @@ func (v *Verifier) serve(ctx context.Context) {
 	// a second row would make every writer wait for the first.
 	for fenced := false; !fenced; {
 		if !v.retry(ctx, "follow the database", func(ctx context.Context) (err error) {
-			fenced, err = v.follow(ctx, node.ID)
+			if fenced, err = v.follow(ctx, node.ID); err != nil {
+				v.told.Store(0) // it may be another history when it is back, with the same numbers
+			}
 			return err
 		}) {
 			return
@@ -369,13 +374,28 @@ func (v *Verifier) Await(ctx context.Context, c keys.Commit) (err error) {
 		}
 	}()
 	v.lineage.note(c.Timeline, false, began)
-	v.told.Store(max(v.told.Load(), c.Revision)) // its own announcement is no news
-	v.wakeUp()
-	v.announce(ctx, c.Revision)
 	longest := v.cfg.Lease
-	pause := time.Millisecond
+	pause := oftenFrom
+	acked := v.acked.next()
+	if told := v.told.Load(); told != c.Revision { // its announcement has not arrived here
+		v.told.Store(max(told, c.Revision))
+		v.wakeUp()
+	}
 	for {
-		acked := v.acked.next()
+		next, stop := v.clock.timer(min(pause, waitFor(longest)-(v.clock.now().mono-began)))
+		select {
+		case <-acked:
+			pause = min(pause, often)
+		case <-next:
+			if v.clock.now().mono-began > usualAnswer {
+				pause = min(2*pause, seldom)
+			}
+		case <-ctx.Done():
+			stop()
+			return ctx.Err()
+		}
+		stop()
+		acked = v.acked.next()
 		st, err := v.cfg.Feed.Standing(ctx, v.NodeID(), c)
 		if err != nil {
 			return fmt.Errorf("read the nodes: %w", err)
@@ -401,18 +421,6 @@ func (v *Verifier) Await(ctx context.Context, c keys.Commit) (err error) {
 			outcome = BarrierFenced
 			return nil
 		}
-		next, stop := v.clock.timer(min(pause, wait-(now-began)))
-		select {
-		case <-acked:
-		case <-next:
-			if now-began > usualAnswer {
-				pause = min(2*pause, 20*time.Millisecond)
-			}
-		case <-ctx.Done():
-			stop()
-			return ctx.Err()
-		}
-		stop()
 	}
 }
 

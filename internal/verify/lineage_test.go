@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/syncgram/keyward/internal/keys"
 )
 
@@ -261,6 +263,48 @@ func TestP1AnnouncementsAreProvenBeforeTheyAreReliedOn(t *testing.T) {
 		if !v.Stats().Announced {
 			t.Error("announcements arrive again, and that is not noticed")
 		}
+	})
+}
+
+// C2, P1: who may manage keys is answered from memory only while the lease is good, and then as it was answered last.
+func TestManages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		feed := newMemoryFeed()
+		organization := func(id, parent string, active bool) keys.Organization {
+			return keys.Organization{ID: id, ParentID: parent, Active: active, Registered: true, Genuine: true}
+		}
+		_, key := newKey(t, "org_seen", keys.Live)
+		feed.write(key, organization("org_on", "", true), organization("org_off", "", false), organization("org_child", "org_on", true))
+		v, _ := start(t, feed, nil)
+		if v.Manages("org_on", false) {
+			t.Error("answered before anything was loaded")
+		}
+		synctest.Wait()
+		type manages struct{ Either, Registered bool }
+		want := map[string]manages{
+			"org_on": {true, true}, "org_off": {}, "org_child": {}, "org_seen": {true, false}, "org_never_seen": {true, false},
+		}
+		check := func(when string) {
+			t.Helper()
+			got := map[string]manages{}
+			for id := range want {
+				got[id] = manages{v.Manages(id, false), v.Manages(id, true)}
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("%s (-want +got):\n%s", when, diff)
+			}
+		}
+		check("at first")
+		if err := v.Await(t.Context(), feed.write(organization("org_on", "", false))); err != nil {
+			t.Fatal(err)
+		}
+		want["org_on"] = manages{}
+		check("switched off")
+		feed.setAway(true)
+		time.Sleep(11 * time.Second)
+		clear(want)
+		want["org_seen"], want["org_never_seen"] = manages{}, manages{}
+		check("after the lease")
 	})
 }
 

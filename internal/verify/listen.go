@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// Announcements are sent by writers after their commit. That a connection listens proves nothing: behind a pooler that
+// Announcements go out with each commit. That a connection listens proves nothing: behind a pooler that
 // hands connections out by the transaction none ever arrives. So a node relies on them only while it hears some, and
 // when there was nothing to hear for a while it announces something itself.
 const (
@@ -68,12 +68,12 @@ func (v *Verifier) wakeUp() {
 	}
 }
 
-// announce tells the nodes of a revision. Nobody waits long for a hint to be sent.
+// announce announces something. Nobody waits long for a hint to be sent.
 func (v *Verifier) announce(ctx context.Context, revision int64) {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	if err := v.cfg.Feed.Announce(ctx, revision); err != nil {
-		v.cfg.Logger.Debug("an announcement could not be sent; the nodes find the write by polling", "revision", revision, "error", err)
+		v.cfg.Logger.Debug("an announcement could not be sent", "revision", revision, "error", err)
 	}
 }
 

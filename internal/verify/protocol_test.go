@@ -590,7 +590,7 @@ func TestI2RestoredBackup(t *testing.T) {
 		feed.revision = backup.Revision
 		feed.keys = map[string]keys.Key{keptKey.ID: keptKey, forgedKey.ID: forgedKey, strangeKey.ID: strangeKey}
 		feed.mu.Unlock()
-		time.Sleep(time.Second)
+		time.Sleep(2 * time.Second) // longer than the loop pauses while it hears announcements
 		if v.Ready() == nil {
 			t.Error("ready with an index that is ahead of the database")
 		}

@@ -281,7 +281,7 @@ func (s *simulation) write(ctx context.Context, p *simProcess, w *simWrite) erro
 		longest = max(longest, n.lease)
 	}
 	whole := time.Duration(float64(waitFor(longest)) / p.node.clock.rate)
-	most := max(whole, act.announce) + act.standing + act.others + p.node.troubledSince(began) + 5*time.Millisecond
+	most := whole + act.standing + act.others + p.node.troubledSince(began) + 5*time.Millisecond
 	if took > most {
 		s.fault("%s: waited %v for %s, more than %v", p, took, w, most)
 	}

@@ -239,7 +239,6 @@ func simStatement[T any](ctx context.Context, p *simProcess, kind string, pool i
 // simAct is one Await or one verification: its statements' fates depend on it, and how long they took is noted for it.
 type simAct struct {
 	n        int64
-	announce time.Duration
 	standing time.Duration // the longest
 	others   time.Duration // in all
 }
@@ -248,8 +247,6 @@ type simActKey struct{}
 
 func (a *simAct) took(kind string, d time.Duration) {
 	switch kind {
-	case "announce":
-		a.announce = d
 	case "standing":
 		a.standing = max(a.standing, d)
 	default:
@@ -455,12 +452,16 @@ func (f simFeed) Leave(ctx context.Context, id string) error {
 	return err
 }
 
-// Announce reaches each listener by itself, late or never.
+// announce reaches each listener by itself, late or never. The caller holds mu.
+func (s *simServer) announce(sim *simulation, revision int64) {
+	for _, l := range s.listeners {
+		go sim.deliver(l, revision)
+	}
+}
+
 func (f simFeed) Announce(ctx context.Context, revision int64) error {
 	_, err := simRead(ctx, f, "announce", poolLease, revision, func(s *simServer) (none struct{}, _ error) {
-		for _, l := range s.listeners {
-			go f.p.node.sim.deliver(l, revision)
-		}
+		s.announce(f.p.node.sim, revision)
 		return none, nil
 	})
 	return err
@@ -506,6 +507,7 @@ func (f simFeed) commit(ctx context.Context, w *simWrite) (keys.Commit, error) {
 		}
 		w.revision = int64(len(s.history))
 		s.history = append(s.history, w)
+		s.announce(f.p.node.sim, w.revision)
 		return keys.Commit{Mark: s.mark(), Timeline: s.timeline}, nil
 	})
 }

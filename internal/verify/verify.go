@@ -228,6 +228,23 @@ func (v *Verifier) Verify(ctx context.Context, r Request) (Verdict, error) {
 	return v.ask(ctx, digest, env, &r)
 }
 
+// Manages reports whether an organization, by the memory under a good lease, is active and no connected account, and registered
+// if that is asked for. False means no or not known. It is keys.Config.Manages.
+func (v *Verifier) Manages(organizationID string, registered bool) bool {
+	held := v.view.Load()
+	if held == nil {
+		return false
+	}
+	state := ownerActive // one that is not known was never registered (C4)
+	if o, known := held.index.organizations.places.get(handleOf(organizationID)); known {
+		state = held.index.organizations.state(o)
+	}
+	if !held.lease.goodAt(v.clock.now()) { // after the look-up, as in Verify
+		return false
+	}
+	return state.has(ownerActive) && state>>parentShift == 0 && (state.has(ownerRegistered) || !registered)
+}
+
 // ask decides from the primary: bounded in time and number, so that an outage does not pile
 // up requests.
 func (v *Verifier) ask(ctx context.Context, d token.Digest, env keys.Environment, r *Request) (Verdict, error) {

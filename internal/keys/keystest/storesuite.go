@@ -109,7 +109,7 @@ func audit(ctx context.Context, tx keys.Tx, act keys.Action, id string) error {
 // MustWrite runs a write that has to succeed.
 func MustWrite(t testing.TB, db keys.Store, fn func(ctx context.Context, tx keys.Tx) error) int64 {
 	t.Helper()
-	commit, err := db.Write(t.Context(), fn)
+	commit, err := db.Write(t.Context(), keys.Reads{}, fn)
 	if err != nil {
 		t.Fatalf("Write: %v", err)
 	}
@@ -227,7 +227,7 @@ func writeSees(t *testing.T, db Database) {
 	if k, err := db.Key(t.Context(), own.ID); err != nil || !k.Genuine {
 		t.Errorf("after the write: genuine %v, %v", k.Genuine, err)
 	}
-	_, err := db.Write(t.Context(), func(ctx context.Context, tx keys.Tx) error {
+	_, err := db.Write(t.Context(), keys.Reads{}, func(ctx context.Context, tx keys.Tx) error {
 		_, err := tx.Key(ctx, "key_none")
 		wantError(t, "Key of no row", err, keys.ErrNotFound)
 		return nil
@@ -237,7 +237,7 @@ func writeSees(t *testing.T, db Database) {
 
 func writeUndoes(t *testing.T, db Database) {
 	k, failure := NewKey("org", keys.StateActive), errors.New("failure")
-	_, err := db.Write(t.Context(), func(ctx context.Context, tx keys.Tx) error {
+	_, err := db.Write(t.Context(), keys.Reads{}, func(ctx context.Context, tx keys.Tx) error {
 		must(t, Insert(ctx, tx, k))
 		must(t, Put(ctx, tx, keys.Organization{ID: "org"}))
 		must(t, tx.Take(ctx, keys.ActCreate, "user", tx.Now()))
@@ -272,7 +272,7 @@ func writePanics(t *testing.T, db Database) {
 				t.Error("the panic did not come through")
 			}
 		}()
-		_, _ = db.Write(t.Context(), func(ctx context.Context, tx keys.Tx) error {
+		_, _ = db.Write(t.Context(), keys.Reads{}, func(ctx context.Context, tx keys.Tx) error {
 			must(t, Insert(ctx, tx, NewKey("org", keys.StateActive)))
 			panic("oh")
 		})
@@ -284,7 +284,7 @@ func writePanics(t *testing.T, db Database) {
 
 func writeCancelled(t *testing.T, db Database) {
 	ctx, cancel := context.WithCancel(t.Context())
-	_, err := db.Write(ctx, func(ctx context.Context, tx keys.Tx) error {
+	_, err := db.Write(ctx, keys.Reads{}, func(ctx context.Context, tx keys.Tx) error {
 		must(t, Insert(ctx, tx, NewKey("org", keys.StateActive)))
 		cancel()
 		return nil
@@ -300,7 +300,7 @@ func writeCancelled(t *testing.T, db Database) {
 func writeRefused(t *testing.T, db Database) {
 	holder := NewKey("org", keys.StateActive)
 	MustInsert(t, db, holder)
-	_, err := db.Write(t.Context(), func(ctx context.Context, tx keys.Tx) error {
+	_, err := db.Write(t.Context(), keys.Reads{}, func(ctx context.Context, tx keys.Tx) error {
 		must(t, Insert(ctx, tx, NewKey("other", keys.StateActive)))
 		wantError(t, "InsertKey", tx.InsertKey(ctx, NewKey("org", keys.StateActive)), keys.ErrTaken)
 		return nil // as if nothing had happened
@@ -327,7 +327,7 @@ func writeUnaudited(t *testing.T, db Database) {
 			return tx.Audit(ctx, keys.AuditEntry{Action: keys.ActCreate, TargetID: k.ID, Revision: tx.Revision() + 1})
 		},
 	} {
-		if _, err := db.Write(t.Context(), fn); err == nil {
+		if _, err := db.Write(t.Context(), keys.Reads{}, fn); err == nil {
 			t.Errorf("%s: committed", name)
 		}
 	}
@@ -373,13 +373,13 @@ func rowsTaken(t *testing.T, db Database) {
 		"the overlapping place":           NewKey("org", keys.StateOverlapping),
 		"the overlapping place, live env": with("org", keys.StateOverlapping, func(k *keys.Key) { k.Environment = keys.Live }),
 	} {
-		_, err := db.Write(t.Context(), func(ctx context.Context, tx keys.Tx) error { return Insert(ctx, tx, k) })
+		_, err := db.Write(t.Context(), keys.Reads{}, func(ctx context.Context, tx keys.Tx) error { return Insert(ctx, tx, k) })
 		wantError(t, "insert with "+name+" of another", err, keys.ErrTaken)
 	}
 	dead.State = keys.StateActive
-	_, err := db.Write(t.Context(), func(ctx context.Context, tx keys.Tx) error { return Update(ctx, tx, dead) })
+	_, err := db.Write(t.Context(), keys.Reads{}, func(ctx context.Context, tx keys.Tx) error { return Update(ctx, tx, dead) })
 	wantError(t, "update into a place that is held", err, keys.ErrTaken)
-	_, err = db.Write(t.Context(), func(ctx context.Context, tx keys.Tx) error {
+	_, err = db.Write(t.Context(), keys.Reads{}, func(ctx context.Context, tx keys.Tx) error {
 		return Update(ctx, tx, NewKey("third", keys.StateActive))
 	})
 	wantError(t, "update of no row", err, keys.ErrNotFound)
@@ -399,7 +399,7 @@ func rowsReadWhileMade(t *testing.T, db Database) {
 		k := NewKey("org_made", keys.StateRevoked)
 		made := make(chan error, 1)
 		go func() {
-			_, err := db.Write(t.Context(), func(ctx context.Context, tx keys.Tx) error { return Insert(ctx, tx, k) })
+			_, err := db.Write(t.Context(), keys.Reads{}, func(ctx context.Context, tx keys.Tx) error { return Insert(ctx, tx, k) })
 			made <- err
 		}()
 		for over := false; !over; {
@@ -421,7 +421,7 @@ func rowsRace(t *testing.T, db Database) {
 	results := make(chan error, racers)
 	for range racers {
 		go func() {
-			_, err := db.Write(t.Context(), func(ctx context.Context, tx keys.Tx) error {
+			_, err := db.Write(t.Context(), keys.Reads{}, func(ctx context.Context, tx keys.Tx) error {
 				return Insert(ctx, tx, NewKey("org", keys.StateActive))
 			})
 			results <- err
@@ -907,7 +907,7 @@ func changesUnderWrites(t *testing.T, db Database) {
 	for w := range writers {
 		group.Go(func() {
 			for range writesEach {
-				commit, err := db.Write(ctx, func(ctx context.Context, tx keys.Tx) error {
+				commit, err := db.Write(ctx, keys.Reads{}, func(ctx context.Context, tx keys.Tx) error {
 					if err := Insert(ctx, tx, NewKey(fmt.Sprint("org", w), keys.StateRevoked)); err != nil {
 						return err
 					}
@@ -1041,7 +1041,7 @@ func snapshotUnderWrites(t *testing.T, db Database) {
 				}
 				next, old := NewKey(current[i].OrganizationID, keys.StateActive), current[i]
 				old.State = keys.StateRevoked
-				_, err := db.Write(t.Context(), func(ctx context.Context, tx keys.Tx) error {
+				_, err := db.Write(t.Context(), keys.Reads{}, func(ctx context.Context, tx keys.Tx) error {
 					if err := Update(ctx, tx, old); err != nil {
 						return err
 					}
@@ -1126,7 +1126,7 @@ func lookUpUnderWrites(t *testing.T, db Database) {
 				return
 			default:
 			}
-			if _, err := db.Write(t.Context(), func(ctx context.Context, tx keys.Tx) error { return Update(ctx, tx, k) }); err != nil {
+			if _, err := db.Write(t.Context(), keys.Reads{}, func(ctx context.Context, tx keys.Tx) error { return Update(ctx, tx, k) }); err != nil {
 				t.Error(err)
 				return
 			}
@@ -1206,7 +1206,7 @@ func nodes(t *testing.T, db Database) {
 	// A write that was undone is not one that has to be acknowledged.
 	must(t, db.Register(t.Context(), keys.Node{ID: "c"}))
 	renew("c", 1, keys.Renewed)
-	_, err := db.Write(t.Context(), func(context.Context, keys.Tx) error { return errors.New("undo") })
+	_, err := db.Write(t.Context(), keys.Reads{}, func(context.Context, keys.Tx) error { return errors.New("undo") })
 	if err == nil {
 		t.Error("the write was not undone")
 	}
@@ -1229,8 +1229,14 @@ func announcements(t *testing.T, db Database) {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
-	must(t, db.Announce(t.Context(), 2))
-	for revision := int64(1); revision != 2; revision = <-heard {
+	const far = 1 << 40
+	must(t, db.Announce(t.Context(), far))
+	for revision := int64(1); revision != far; revision = <-heard {
+	}
+	commit, err := db.Write(t.Context(), keys.Reads{}, func(context.Context, keys.Tx) error { return nil })
+	must(t, err)
+	if revision := <-heard; revision != commit.Revision {
+		t.Errorf("heard of %d, want the write, %d", revision, commit.Revision)
 	}
 	stop()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
