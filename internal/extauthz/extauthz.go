@@ -208,6 +208,9 @@ func (s *Server) admit(ctx context.Context) error {
 // survive reports a panic and denies.
 func (s *Server) survive(c *check, panicked any) *authv3.CheckResponse {
 	c.panicked = true
+	if c.requestID == "" {
+		c.requestID = s.requestIDs.Of(nil)
+	}
 	s.cfg.Logger.LogAttrs(context.Background(), slog.LevelError, "panic",
 		slog.String("request_id", c.requestID), slog.String("route", authv3.Authorization_Check_FullMethodName),
 		slog.String("panic", door.PanicText(panicked)), slog.String("stack", string(debug.Stack())))

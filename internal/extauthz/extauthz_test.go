@@ -432,7 +432,9 @@ func TestR5ExtAuthzHealth(t *testing.T) {
 			}
 		}
 	}
-	watch, err := client.Watch(t.Context(), &healthv1.HealthCheckRequest{Service: service})
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // who is not told in this time is never told
+	defer cancel()
+	watch, err := client.Watch(ctx, &healthv1.HealthCheckRequest{Service: service})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -454,7 +456,7 @@ func TestR5ExtAuthzHealth(t *testing.T) {
 	if _, err := client.Check(t.Context(), &healthv1.HealthCheckRequest{Service: "nobody"}); status.Code(err).String() != "NotFound" {
 		t.Errorf("an unknown service: %v", err)
 	}
-	stranger, err := client.Watch(t.Context(), &healthv1.HealthCheckRequest{Service: "nobody"})
+	stranger, err := client.Watch(ctx, &healthv1.HealthCheckRequest{Service: "nobody"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -463,8 +465,6 @@ func TestR5ExtAuthzHealth(t *testing.T) {
 	}
 
 	// Who watches does not hold up the end.
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
 	if err := f.server.Shutdown(ctx); err != nil {
 		t.Error(err)
 	}

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/seal"
@@ -289,7 +290,7 @@ func (f *fixture) read(out *authv3.CheckResponse) (a answer) {
 	}
 	for _, o := range list {
 		h := o.Header
-		if _, twice := a.header[h.Key]; twice || o.AppendAction != corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD || o.Append != nil || h.Key != strings.ToLower(h.Key) || h.Value == "" {
+		if _, twice := a.header[h.Key]; twice || !proto.Equal(o, &corev3.HeaderValueOption{Header: h, AppendAction: corev3.HeaderValueOption_OVERWRITE_IF_EXISTS_OR_ADD}) || h.Key != strings.ToLower(h.Key) || h.Value == "" {
 			f.t.Errorf("header %v", o)
 		}
 		if slices.Contains(a.remove, h.Key) {
