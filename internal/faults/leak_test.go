@@ -13,6 +13,10 @@ import (
 	"syscall"
 	"testing"
 
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
 	"github.com/syncgram/keyward/api"
 	"github.com/syncgram/keyward/internal/keywardtest"
 	"github.com/syncgram/keyward/internal/pgtest"
@@ -23,7 +27,7 @@ import (
 func TestV7NothingLeaks(t *testing.T) {
 	for _, engine := range []string{"sqlite", "postgres"} {
 		t.Run(engine, func(t *testing.T) {
-			o := keywardtest.Options{Dir: t.TempDir(), Flags: []string{"--log-level=debug"}}
+			o := keywardtest.Options{Dir: t.TempDir(), Flags: []string{"--log-level=debug", "--extauthz-listen=127.0.0.1:0"}}
 			folders := []string{o.Dir}
 			stop := func() {}
 			if engine == "postgres" {
@@ -147,6 +151,23 @@ func useEverything(t *testing.T, p *keywardtest.Process, hidden map[string]strin
 		t.Fatal(a)
 	}
 
+	conn, err := grpc.NewClient(p.Address(t, "extauthz"), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	envoy := func(path string, headers, rules map[string]string) {
+		t.Helper()
+		out, err := authv3.NewAuthorizationClient(conn).Check(t.Context(), &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
+			Request:           &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{Method: "GET", Path: path, Headers: headers}},
+			ContextExtensions: rules,
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		refused["Envoy's answers"] = append(refused["Envoy's answers"], out.String()...)
+	}
+
 	for _, k := range []string{live.Key, first.Key, revoked.Key, live.Key + "x", strings.ToUpper(live.Key)} {
 		basic := "Basic " + base64.StdEncoding.EncodeToString([]byte(k+":"))
 		hidden[basic] = "a secret in Basic"
@@ -156,6 +177,9 @@ func useEverything(t *testing.T, p *keywardtest.Process, hidden map[string]strin
 		keep("authorize with Basic", do(t, "GET", p.Internal+"/v1/authorize", map[string]string{"Authorization": basic}, nil))
 		keep("authorize with X-API-Key", do(t, "GET", p.Internal+"/v1/authorize", map[string]string{"X-API-Key": k}, nil))
 		keep("authorize with two", do(t, "GET", p.Internal+"/v1/authorize", map[string]string{"X-API-Key": k, "Authorization": "Bearer " + live.Key}, nil))
+		envoy("/", map[string]string{"authorization": "Bearer " + k}, nil)
+		envoy("/", map[string]string{"authorization": basic}, map[string]string{"keyward.strip_secret": "true"})
+		envoy("/", map[string]string{"authorization": "Bearer " + k + ",Bearer " + k, "x-api-key": k + "," + live.Key}, nil)
 		introspect := http.Header{}
 		introspect.Set("Content-Type", "application/x-www-form-urlencoded")
 		req, err := http.NewRequestWithContext(t.Context(), "POST", p.Internal+"/v1/introspect", strings.NewReader("token="+k))
@@ -175,6 +199,10 @@ func useEverything(t *testing.T, p *keywardtest.Process, hidden map[string]strin
 		keep("a secret in a query", do(t, "GET", p.Public+keysPath+"?api_key="+k, m.bearer(), nil))
 		keep("a secret in an internal query", do(t, "GET", p.Internal+"/v1/authorize?api_key="+k, nil, nil))
 		keep("a secret in the original URI", do(t, "GET", p.Internal+"/v1/authorize", map[string]string{"X-Forwarded-Uri": "/pay?key=" + k, "X-Original-URI": "/pay?key=" + k}, nil))
+		envoy("/pay/"+k+"?key="+k, map[string]string{"x-api-key": k}, nil)
+		envoy("/", map[string]string{"x-request-id": k, "x-forwarded-uri": "/?" + k, "cookie": k, "x-keyward-key-id": k, "x-connected-account-id": k}, nil)
+		envoy("/", map[string]string{"x-api-key": live.Key, "x-connected-account-id": k}, nil)
+		envoy("/", map[string]string{"x-api-key": live.Key}, map[string]string{"keyward.env": k})
 		keep("a secret in a path", do(t, "POST", p.Public+keysPath+"/"+k+"/revoke", m.bearer(), nil))
 		keep("a secret as a path", do(t, "GET", p.Public+"/"+k, nil, nil))
 		keep("a secret as an organization", do(t, "GET", p.Internal+"/v1/organizations/"+k, nil, nil))
