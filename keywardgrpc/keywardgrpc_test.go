@@ -198,7 +198,8 @@ func TestV1Undecided(t *testing.T) {
 	server := keywardtest.Start(t, keywardtest.Options{})
 	s := server.Issue(t, "")
 	var seen []string
-	p, calls := start(t, newClient(t, keyward.Config{Addresses: []string{server.Internal}, Timeout: 300 * time.Millisecond}),
+	client := newClient(t, keyward.Config{Addresses: []string{server.Internal}, Timeout: 300 * time.Millisecond})
+	p, calls := start(t, client,
 		keywardgrpc.WithObserver(func(_ context.Context, method string, v keyward.Verdict, err error) {
 			seen = append(seen, fmt.Sprint(method, " ", v.Valid, " ", errors.Is(err, keyward.ErrUndecided)))
 			if err != nil && strings.Contains(err.Error(), s.Live) {
@@ -222,6 +223,12 @@ func TestV1Undecided(t *testing.T) {
 		}
 	}
 	server.Signal(t, syscall.SIGSTOP)
+	if err := keywardtest.Poll(func() bool { // the signal takes a moment to be felt
+		_, err := client.Verify(t.Context(), keyward.VerifyRequest{Secret: s.Live})
+		return err != nil
+	}, server.Exited()); err != nil {
+		t.Fatal(err)
+	}
 	refused()
 	server.Kill()
 	refused()

@@ -86,6 +86,12 @@ func TestV4MiddlewareVerdicts(t *testing.T) {
 	}
 	client = newClient(300 * time.Millisecond)
 	server.Signal(t, syscall.SIGSTOP)
+	if err := keywardtest.Poll(func() bool { // the signal takes a moment to be felt
+		_, err := client.Verify(t.Context(), keyward.VerifyRequest{Secret: s.Live})
+		return err != nil
+	}, server.Exited()); err != nil {
+		t.Fatal(err)
+	}
 	ask(t, 503, nil, "/", s.Live)
 	server.Kill()
 	ask(t, 503, nil, "/", s.Live)

@@ -253,6 +253,140 @@ export interface paths {
         patch: operations["authorizePatch"];
         trace?: never;
     };
+    "/v1/authorize/{original_path}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Authorize a request, for Envoy (GET)
+         * @description `GET /v1/authorize` for Envoy's ext_authz over HTTP with `path_prefix: /v1/authorize`: Envoy puts the path and the query that the client
+         *     asked for after the prefix. Both are the client's, so nothing of them is read, but that a secret in them is refused. What the route
+         *     demands is in the prefix: `/v1/authorize:live` and `/v1/authorize:test` take keys of that environment alone.
+         */
+        get: operations["authorizeEnvoyGet"];
+        /**
+         * Authorize a request, for Envoy (PUT)
+         * @description See `GET /v1/authorize/{original_path}`.
+         */
+        put: operations["authorizeEnvoyPut"];
+        /**
+         * Authorize a request, for Envoy (POST)
+         * @description See `GET /v1/authorize/{original_path}`.
+         */
+        post: operations["authorizeEnvoyPost"];
+        /**
+         * Authorize a request, for Envoy (DELETE)
+         * @description See `GET /v1/authorize/{original_path}`.
+         */
+        delete: operations["authorizeEnvoyDelete"];
+        /**
+         * Authorize a request, for Envoy (OPTIONS)
+         * @description See `GET /v1/authorize/{original_path}`.
+         */
+        options: operations["authorizeEnvoyOptions"];
+        /**
+         * Authorize a request, for Envoy (HEAD)
+         * @description See `GET /v1/authorize/{original_path}`.
+         */
+        head: operations["authorizeEnvoyHead"];
+        /**
+         * Authorize a request, for Envoy (PATCH)
+         * @description See `GET /v1/authorize/{original_path}`.
+         */
+        patch: operations["authorizeEnvoyPatch"];
+        trace?: never;
+    };
+    "/v1/authorize:live/{original_path}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Authorize a request, for Envoy, with a live key (GET)
+         * @description See `GET /v1/authorize/{original_path}`.
+         */
+        get: operations["authorizeEnvoyLiveGet"];
+        /**
+         * Authorize a request, for Envoy, with a live key (PUT)
+         * @description See `GET /v1/authorize/{original_path}`.
+         */
+        put: operations["authorizeEnvoyLivePut"];
+        /**
+         * Authorize a request, for Envoy, with a live key (POST)
+         * @description See `GET /v1/authorize/{original_path}`.
+         */
+        post: operations["authorizeEnvoyLivePost"];
+        /**
+         * Authorize a request, for Envoy, with a live key (DELETE)
+         * @description See `GET /v1/authorize/{original_path}`.
+         */
+        delete: operations["authorizeEnvoyLiveDelete"];
+        /**
+         * Authorize a request, for Envoy, with a live key (OPTIONS)
+         * @description See `GET /v1/authorize/{original_path}`.
+         */
+        options: operations["authorizeEnvoyLiveOptions"];
+        /**
+         * Authorize a request, for Envoy, with a live key (HEAD)
+         * @description See `GET /v1/authorize/{original_path}`.
+         */
+        head: operations["authorizeEnvoyLiveHead"];
+        /**
+         * Authorize a request, for Envoy, with a live key (PATCH)
+         * @description See `GET /v1/authorize/{original_path}`.
+         */
+        patch: operations["authorizeEnvoyLivePatch"];
+        trace?: never;
+    };
+    "/v1/authorize:test/{original_path}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Authorize a request, for Envoy, with a test key (GET)
+         * @description See `GET /v1/authorize/{original_path}`.
+         */
+        get: operations["authorizeEnvoyTestGet"];
+        /**
+         * Authorize a request, for Envoy, with a test key (PUT)
+         * @description See `GET /v1/authorize/{original_path}`.
+         */
+        put: operations["authorizeEnvoyTestPut"];
+        /**
+         * Authorize a request, for Envoy, with a test key (POST)
+         * @description See `GET /v1/authorize/{original_path}`.
+         */
+        post: operations["authorizeEnvoyTestPost"];
+        /**
+         * Authorize a request, for Envoy, with a test key (DELETE)
+         * @description See `GET /v1/authorize/{original_path}`.
+         */
+        delete: operations["authorizeEnvoyTestDelete"];
+        /**
+         * Authorize a request, for Envoy, with a test key (OPTIONS)
+         * @description See `GET /v1/authorize/{original_path}`.
+         */
+        options: operations["authorizeEnvoyTestOptions"];
+        /**
+         * Authorize a request, for Envoy, with a test key (HEAD)
+         * @description See `GET /v1/authorize/{original_path}`.
+         */
+        head: operations["authorizeEnvoyTestHead"];
+        /**
+         * Authorize a request, for Envoy, with a test key (PATCH)
+         * @description See `GET /v1/authorize/{original_path}`.
+         */
+        patch: operations["authorizeEnvoyTestPatch"];
+        trace?: never;
+    };
     "/v1/introspect": {
         parameters: {
             query?: never;
@@ -1326,6 +1460,8 @@ export interface components {
          *     from a state that has it is `503`.
          */
         RequiredRevision: number;
+        /** @description What the client asked Envoy for, whatever it is, slashes and nothing too. */
+        OriginalPath: string;
         /**
          * @description `nginx` for nginx's `auth_request`, which takes no other status than `200`, `401` and `403`: whatever else this would have answered
          *     becomes `403`, and `X-Keyward-Status` is always sent with the status that was meant. Set by the proxy's configuration, never by a client.
@@ -2097,6 +2233,552 @@ export interface operations {
                 "X-Request-Id"?: components["parameters"]["RequestId"];
             };
             path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["Authorized"];
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["SecretUnauthorized"];
+            403: components["responses"]["AuthorizeForbidden"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    authorizeEnvoyGet: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Act for this connected account of the key's organization. */
+                "X-Connected-Account-ID"?: components["parameters"]["ConnectedAccountHeader"];
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description What the client asked Envoy for, whatever it is, slashes and nothing too. */
+                original_path: components["parameters"]["OriginalPath"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["Authorized"];
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["SecretUnauthorized"];
+            403: components["responses"]["AuthorizeForbidden"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    authorizeEnvoyPut: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Act for this connected account of the key's organization. */
+                "X-Connected-Account-ID"?: components["parameters"]["ConnectedAccountHeader"];
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description What the client asked Envoy for, whatever it is, slashes and nothing too. */
+                original_path: components["parameters"]["OriginalPath"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["Authorized"];
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["SecretUnauthorized"];
+            403: components["responses"]["AuthorizeForbidden"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    authorizeEnvoyPost: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Act for this connected account of the key's organization. */
+                "X-Connected-Account-ID"?: components["parameters"]["ConnectedAccountHeader"];
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description What the client asked Envoy for, whatever it is, slashes and nothing too. */
+                original_path: components["parameters"]["OriginalPath"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["Authorized"];
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["SecretUnauthorized"];
+            403: components["responses"]["AuthorizeForbidden"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    authorizeEnvoyDelete: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Act for this connected account of the key's organization. */
+                "X-Connected-Account-ID"?: components["parameters"]["ConnectedAccountHeader"];
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description What the client asked Envoy for, whatever it is, slashes and nothing too. */
+                original_path: components["parameters"]["OriginalPath"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["Authorized"];
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["SecretUnauthorized"];
+            403: components["responses"]["AuthorizeForbidden"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    authorizeEnvoyOptions: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Act for this connected account of the key's organization. */
+                "X-Connected-Account-ID"?: components["parameters"]["ConnectedAccountHeader"];
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description What the client asked Envoy for, whatever it is, slashes and nothing too. */
+                original_path: components["parameters"]["OriginalPath"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["Authorized"];
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["SecretUnauthorized"];
+            403: components["responses"]["AuthorizeForbidden"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    authorizeEnvoyHead: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Act for this connected account of the key's organization. */
+                "X-Connected-Account-ID"?: components["parameters"]["ConnectedAccountHeader"];
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description What the client asked Envoy for, whatever it is, slashes and nothing too. */
+                original_path: components["parameters"]["OriginalPath"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["Authorized"];
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["SecretUnauthorized"];
+            403: components["responses"]["AuthorizeForbidden"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    authorizeEnvoyPatch: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Act for this connected account of the key's organization. */
+                "X-Connected-Account-ID"?: components["parameters"]["ConnectedAccountHeader"];
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description What the client asked Envoy for, whatever it is, slashes and nothing too. */
+                original_path: components["parameters"]["OriginalPath"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["Authorized"];
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["SecretUnauthorized"];
+            403: components["responses"]["AuthorizeForbidden"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    authorizeEnvoyLiveGet: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Act for this connected account of the key's organization. */
+                "X-Connected-Account-ID"?: components["parameters"]["ConnectedAccountHeader"];
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description What the client asked Envoy for, whatever it is, slashes and nothing too. */
+                original_path: components["parameters"]["OriginalPath"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["Authorized"];
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["SecretUnauthorized"];
+            403: components["responses"]["AuthorizeForbidden"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    authorizeEnvoyLivePut: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Act for this connected account of the key's organization. */
+                "X-Connected-Account-ID"?: components["parameters"]["ConnectedAccountHeader"];
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description What the client asked Envoy for, whatever it is, slashes and nothing too. */
+                original_path: components["parameters"]["OriginalPath"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["Authorized"];
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["SecretUnauthorized"];
+            403: components["responses"]["AuthorizeForbidden"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    authorizeEnvoyLivePost: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Act for this connected account of the key's organization. */
+                "X-Connected-Account-ID"?: components["parameters"]["ConnectedAccountHeader"];
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description What the client asked Envoy for, whatever it is, slashes and nothing too. */
+                original_path: components["parameters"]["OriginalPath"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["Authorized"];
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["SecretUnauthorized"];
+            403: components["responses"]["AuthorizeForbidden"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    authorizeEnvoyLiveDelete: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Act for this connected account of the key's organization. */
+                "X-Connected-Account-ID"?: components["parameters"]["ConnectedAccountHeader"];
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description What the client asked Envoy for, whatever it is, slashes and nothing too. */
+                original_path: components["parameters"]["OriginalPath"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["Authorized"];
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["SecretUnauthorized"];
+            403: components["responses"]["AuthorizeForbidden"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    authorizeEnvoyLiveOptions: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Act for this connected account of the key's organization. */
+                "X-Connected-Account-ID"?: components["parameters"]["ConnectedAccountHeader"];
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description What the client asked Envoy for, whatever it is, slashes and nothing too. */
+                original_path: components["parameters"]["OriginalPath"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["Authorized"];
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["SecretUnauthorized"];
+            403: components["responses"]["AuthorizeForbidden"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    authorizeEnvoyLiveHead: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Act for this connected account of the key's organization. */
+                "X-Connected-Account-ID"?: components["parameters"]["ConnectedAccountHeader"];
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description What the client asked Envoy for, whatever it is, slashes and nothing too. */
+                original_path: components["parameters"]["OriginalPath"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["Authorized"];
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["SecretUnauthorized"];
+            403: components["responses"]["AuthorizeForbidden"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    authorizeEnvoyLivePatch: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Act for this connected account of the key's organization. */
+                "X-Connected-Account-ID"?: components["parameters"]["ConnectedAccountHeader"];
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description What the client asked Envoy for, whatever it is, slashes and nothing too. */
+                original_path: components["parameters"]["OriginalPath"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["Authorized"];
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["SecretUnauthorized"];
+            403: components["responses"]["AuthorizeForbidden"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    authorizeEnvoyTestGet: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Act for this connected account of the key's organization. */
+                "X-Connected-Account-ID"?: components["parameters"]["ConnectedAccountHeader"];
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description What the client asked Envoy for, whatever it is, slashes and nothing too. */
+                original_path: components["parameters"]["OriginalPath"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["Authorized"];
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["SecretUnauthorized"];
+            403: components["responses"]["AuthorizeForbidden"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    authorizeEnvoyTestPut: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Act for this connected account of the key's organization. */
+                "X-Connected-Account-ID"?: components["parameters"]["ConnectedAccountHeader"];
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description What the client asked Envoy for, whatever it is, slashes and nothing too. */
+                original_path: components["parameters"]["OriginalPath"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["Authorized"];
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["SecretUnauthorized"];
+            403: components["responses"]["AuthorizeForbidden"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    authorizeEnvoyTestPost: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Act for this connected account of the key's organization. */
+                "X-Connected-Account-ID"?: components["parameters"]["ConnectedAccountHeader"];
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description What the client asked Envoy for, whatever it is, slashes and nothing too. */
+                original_path: components["parameters"]["OriginalPath"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["Authorized"];
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["SecretUnauthorized"];
+            403: components["responses"]["AuthorizeForbidden"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    authorizeEnvoyTestDelete: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Act for this connected account of the key's organization. */
+                "X-Connected-Account-ID"?: components["parameters"]["ConnectedAccountHeader"];
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description What the client asked Envoy for, whatever it is, slashes and nothing too. */
+                original_path: components["parameters"]["OriginalPath"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["Authorized"];
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["SecretUnauthorized"];
+            403: components["responses"]["AuthorizeForbidden"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    authorizeEnvoyTestOptions: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Act for this connected account of the key's organization. */
+                "X-Connected-Account-ID"?: components["parameters"]["ConnectedAccountHeader"];
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description What the client asked Envoy for, whatever it is, slashes and nothing too. */
+                original_path: components["parameters"]["OriginalPath"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["Authorized"];
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["SecretUnauthorized"];
+            403: components["responses"]["AuthorizeForbidden"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    authorizeEnvoyTestHead: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Act for this connected account of the key's organization. */
+                "X-Connected-Account-ID"?: components["parameters"]["ConnectedAccountHeader"];
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description What the client asked Envoy for, whatever it is, slashes and nothing too. */
+                original_path: components["parameters"]["OriginalPath"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: components["responses"]["Authorized"];
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["SecretUnauthorized"];
+            403: components["responses"]["AuthorizeForbidden"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    authorizeEnvoyTestPatch: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Act for this connected account of the key's organization. */
+                "X-Connected-Account-ID"?: components["parameters"]["ConnectedAccountHeader"];
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description What the client asked Envoy for, whatever it is, slashes and nothing too. */
+                original_path: components["parameters"]["OriginalPath"];
+            };
             cookie?: never;
         };
         requestBody?: never;
