@@ -24,7 +24,11 @@ func (s *Store) Changes(ctx context.Context, after keys.Mark, limit int) (ch key
 	limit = max(limit, 1)
 	var m meta
 	var there, last []byte
-	conn, err := s.reader.Conn(ctx)
+	db := s.reader
+	if s.nodes == nil {
+		db = s.lease // the renewal comes next, on the same connection: its server process is awake
+	}
+	conn, err := db.Conn(ctx)
 	if err != nil {
 		return keys.Changes{}, fmt.Errorf("sqlstore: %w", err)
 	}

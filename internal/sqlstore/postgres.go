@@ -46,6 +46,10 @@ func openPostgres(ctx context.Context, o Options) (_ *engine, err error) {
 	// A node that stands still in the middle of a write holds every writer's lock: the server ends its transaction soon. Reads hold none.
 	writing := config.Copy()
 	writing.RuntimeParams["idle_in_transaction_session_timeout"] = mostIdleInWrite
+	// What nodes ask for every write is planned once. Left to itself PostgreSQL plans the look for changes anew each time, because it takes
+	// their number, which it does not know, for a third of the table; and for the same reason would compile it.
+	leasing := writing.Copy()
+	leasing.RuntimeParams["plan_cache_mode"], leasing.RuntimeParams["jit"] = "force_generic_plan", "off"
 	open := func(config *pgx.ConnConfig, most int) *sql.DB {
 		db := stdlib.OpenDB(*config)
 		db.SetMaxOpenConns(most)
@@ -54,7 +58,7 @@ func openPostgres(ctx context.Context, o Options) (_ *engine, err error) {
 		return db
 	}
 	e := &engine{
-		name: Postgres, writer: open(writing, postgresWriters), reader: open(config, postgresReaders), lease: open(writing, postgresLeases),
+		name: Postgres, writer: open(writing, postgresWriters), reader: open(config, postgresReaders), lease: open(leasing, postgresLeases),
 		readTx:      &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
 		listen:      func(ctx context.Context, heard func(int64)) error { return postgresListen(ctx, config, heard) },
 		taken:       postgresTaken,

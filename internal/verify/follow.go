@@ -32,15 +32,21 @@ const (
 	waitSlack  = 50 * time.Millisecond
 
 	changesPerRead = 10_000
-	callTimeout    = 5 * time.Second      // of one statement; the lease bounds what matters
-	mostQuiet      = time.Second          // between renewals while announcements arrive
-	usualAnswer    = 8 * time.Millisecond // within which healthy nodes acknowledge; for so long a writer looks often
-	oftenFrom      = time.Millisecond     // before its own node has acknowledged, no look can find that all have
-	often          = 250 * time.Microsecond
-	seldom         = 20 * time.Millisecond
+	callTimeout    = 5 * time.Second // of one statement; the lease bounds what matters
+	mostQuiet      = time.Second     // between renewals while announcements arrive
 	usesPerWrite   = 500
 	eraseEvery     = time.Minute
 	keptFor        = 24 * time.Hour
+)
+
+// How often a writer looks at the nodes' rows. Before its own node has acknowledged, no look can find that all have. The others
+// are not far then: it looks a few times without a pause, since a timer makes none shorter than a millisecond.
+const (
+	ownAnswer    = 4 * time.Millisecond // after so long it looks all the same
+	looksAtOnce  = 4
+	firstPause   = time.Millisecond
+	longestPause = 20 * time.Millisecond
+	usualAnswer  = 8 * time.Millisecond // from then on each pause is twice the last
 )
 
 // Run registers the node and keeps its memory current until ctx ends; then it writes the
@@ -375,26 +381,31 @@ func (v *Verifier) Await(ctx context.Context, c keys.Commit) (err error) {
 	}()
 	v.lineage.note(c.Timeline, false, began)
 	longest := v.cfg.Lease
-	pause := oftenFrom
+	pause, looks, ownAcked := ownAnswer, 0, false
 	acked := v.acked.next()
 	if told := v.told.Load(); told != c.Revision { // its announcement has not arrived here
 		v.told.Store(max(told, c.Revision))
 		v.wakeUp()
 	}
 	for {
-		next, stop := v.clock.timer(min(pause, waitFor(longest)-(v.clock.now().mono-began)))
-		select {
-		case <-acked:
-			pause = min(pause, often)
-		case <-next:
-			if v.clock.now().mono-began > usualAnswer {
-				pause = min(2*pause, seldom)
+		if looks == 0 {
+			next, stop := v.clock.timer(min(pause, waitFor(longest)-(v.clock.now().mono-began)))
+			select {
+			case <-acked:
+				if !ownAcked {
+					pause, looks, ownAcked = firstPause, looksAtOnce, true
+				}
+			case <-next:
+				if v.clock.now().mono-began > usualAnswer {
+					pause = min(2*pause, longestPause)
+				}
+			case <-ctx.Done():
+				stop()
+				return ctx.Err()
 			}
-		case <-ctx.Done():
 			stop()
-			return ctx.Err()
 		}
-		stop()
+		looks = max(0, looks-1)
 		acked = v.acked.next()
 		st, err := v.cfg.Feed.Standing(ctx, v.NodeID(), c)
 		if err != nil {
