@@ -207,7 +207,7 @@ func (l *lateStore) Announce(ctx context.Context, revision int64) error {
 	return l.do(func(s *sqlstore.Store) error { return s.Announce(ctx, revision) })
 }
 
-func (l *lateStore) Listen(ctx context.Context, heard func(int64)) error {
+func (l *lateStore) Listen(ctx context.Context, heard func(keys.Announcement)) error {
 	return l.do(func(s *sqlstore.Store) error { return s.Listen(ctx, heard) })
 }
 

@@ -55,8 +55,9 @@ type Feed interface {
 
 	// Announce tells the nodes that listen of a revision, as each write does of its own. It is a hint, and any may be lost.
 	Announce(ctx context.Context, revision int64) error
-	// Listen calls heard, which returns at once, for each announcement until ctx ends or the connection fails.
-	Listen(ctx context.Context, heard func(revision int64)) error
+	// Listen calls heard, which returns at once, for each announcement until ctx ends or the connection fails. All come from one server,
+	// which did not stop in between.
+	Listen(ctx context.Context, heard func(Announcement)) error
 
 	// EraseKeptAnswers deletes kept answers created before the time given and returns how many. What
 	// was noted of rates before that goes too.
@@ -106,6 +107,15 @@ type Changes struct {
 	Mark          // everything up to and including it is in these and earlier changes
 	Keys          []Key
 	Organizations []Organization
+}
+
+// Announcement tells of a commit. It is a hint: any may be lost, or come late.
+type Announcement struct {
+	Revision int64 // 0 = only that announcements arrive
+	// Changes, when they were sent along, are all that this one write changed, and Timeline is that of the server it was committed on
+	// (see Commit). The store has checked that they come from it.
+	Changes  *Changes
+	Timeline int64
 }
 
 // Found is what the primary has for one verification.

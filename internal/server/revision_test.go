@@ -84,7 +84,7 @@ func (unregistered) Leave(context.Context, string) error       { return nil }
 func (unregistered) Renew(context.Context, string, keys.Mark) (keys.Renewal, error) {
 	return keys.Renewal{Outcome: keys.Renewed}, nil
 }
-func (unregistered) Listen(ctx context.Context, _ func(int64)) error {
+func (unregistered) Listen(ctx context.Context, _ func(keys.Announcement)) error {
 	<-ctx.Done()
 	return ctx.Err()
 }

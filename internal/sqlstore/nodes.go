@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -30,27 +29,6 @@ func (s *Store) checkProtocol(ctx context.Context) error {
 		return keys.ErrOutdated
 	}
 	return nil
-}
-
-// Announce implements keys.Feed. It is a transaction of its own that writes nothing, after the write's, so that no write waits in the
-// line of those that notify, and it waits for no disk and no standby.
-func (s *Store) Announce(ctx context.Context, revision int64) error {
-	if s.nodes != nil {
-		s.nodes.announce(revision)
-		return nil
-	}
-	ctx, cancel := s.bound(ctx)
-	defer cancel()
-	_, err := s.lease.ExecContext(ctx, announce, strconv.FormatInt(revision, 10))
-	return err
-}
-
-// Listen implements keys.Feed.
-func (s *Store) Listen(ctx context.Context, heard func(revision int64)) error {
-	if s.nodes != nil {
-		return s.nodes.listen(ctx, heard)
-	}
-	return s.listen(ctx, heard)
 }
 
 // Nodes returns the nodes that serve, and the database's revision.
@@ -95,7 +73,7 @@ type localNodes struct {
 	mu        sync.Mutex
 	applied   map[string]int64 // by node id; guarded by mu, as all below
 	of        map[string]keys.Node
-	listeners []*func(int64)
+	listeners []*func(keys.Announcement)
 }
 
 func (n *localNodes) register(node keys.Node) error {
@@ -171,22 +149,22 @@ func (n *localNodes) list() (nodes []keys.ServingNode) {
 	return nodes
 }
 
-func (n *localNodes) announce(revision int64) {
+func (n *localNodes) announce(a keys.Announcement) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, heard := range n.listeners {
-		(*heard)(revision)
+		(*heard)(a)
 	}
 }
 
 // listen calls heard under the lock.
-func (n *localNodes) listen(ctx context.Context, heard func(int64)) error {
+func (n *localNodes) listen(ctx context.Context, heard func(keys.Announcement)) error {
 	n.mu.Lock()
 	n.listeners = append(n.listeners, &heard)
 	n.mu.Unlock()
 	<-ctx.Done()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.listeners = slices.DeleteFunc(n.listeners, func(l *func(int64)) bool { return l == &heard })
+	n.listeners = slices.DeleteFunc(n.listeners, func(l *func(keys.Announcement)) bool { return l == &heard })
 	return ctx.Err()
 }

@@ -60,7 +60,7 @@ func openPostgres(ctx context.Context, o Options) (_ *engine, err error) {
 	e := &engine{
 		name: Postgres, writer: open(writing, postgresWriters), reader: open(config, postgresReaders), lease: open(leasing, postgresLeases),
 		readTx:      &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
-		listen:      func(ctx context.Context, heard func(int64)) error { return postgresListen(ctx, config, heard) },
+		listen:      func(ctx context.Context, heard func(string)) error { return postgresListen(ctx, config, heard) },
 		taken:       postgresTaken,
 		rolledBack:  postgresRolledBack,
 		patience:    patience,
@@ -168,29 +168,6 @@ func validatePostgres(ctx context.Context, c *pgconn.PgConn) error {
 		return errors.New("this server takes no writes (default_transaction_read_only)")
 	}
 	return nil
-}
-
-// postgresListen listens on a connection of its own. Announcements arrive on no other, and through a pooler that hands
-// connections out by the transaction on none at all.
-func postgresListen(ctx context.Context, config *pgx.ConnConfig, heard func(revision int64)) error {
-	conn, err := pgx.ConnectConfig(ctx, config)
-	if err != nil {
-		return fmt.Errorf("sqlstore: listen: %w", err)
-	}
-	defer func() {
-		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-		defer cancel()
-		_ = conn.Close(closing)
-	}()
-	_, err = conn.Exec(ctx, listen)
-	for err == nil {
-		var n *pgconn.Notification
-		if n, err = conn.WaitForNotification(ctx); err == nil {
-			revision, _ := strconv.ParseInt(n.Payload, 10, 64) // whoever else announces something wakes nobody
-			heard(revision)
-		}
-	}
-	return fmt.Errorf("sqlstore: listen: %w", err)
 }
 
 func postgresTaken(err error) bool {

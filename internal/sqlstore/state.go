@@ -103,6 +103,9 @@ func (s *Store) openState(m meta, revision int64) (state, error) {
 	if !ok || st.revision != revision {
 		return state{}, s.badState(revision, "the sealed state is of another revision")
 	}
+	if known := s.databaseID.Load(); known == nil || *known != m.databaseID {
+		s.databaseID.Store(&m.databaseID)
+	}
 	return st, nil
 }
 

@@ -23,6 +23,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/syncgram/keyward/internal/keys"
@@ -60,6 +61,8 @@ type Store struct {
 	onTampered func(table, id string, err error)
 	log        *slog.Logger
 
+	databaseID atomic.Pointer[string] // once it is known
+
 	mu       sync.Mutex
 	reported map[report]bool // guarded by mu
 }
@@ -79,7 +82,7 @@ type engine struct {
 	nodes                 *localNodes // the node rows when no other process can have any; nil = in the database
 	readTx                *sql.TxOptions
 
-	listen func(ctx context.Context, heard func(revision int64)) error // see keys.Feed.Listen; nil where nodes is not
+	listen func(ctx context.Context, heard func(payload string)) error // see keys.Feed.Listen; nil where nodes is not
 
 	taken      func(error) bool // a unique index refused a row
 	rolledBack func(error) bool // a failed COMMIT certainly left nothing behind

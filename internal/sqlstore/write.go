@@ -6,7 +6,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/syncgram/keyward/internal/keys"
@@ -19,14 +18,14 @@ func (s *Store) Write(ctx context.Context, first keys.Reads, fn func(ctx context
 			return err
 		}
 		commit = keys.Commit{Mark: t.state.mark(), Timeline: t.timeline}
-		t.q.after = []call{{statement: announce, arguments: []any{strconv.FormatInt(commit.Revision, 10)}}}
+		t.q.after = []call{{statement: announce, arguments: []any{t.announcement()}}}
 		return nil
 	})
 	if err != nil {
 		return keys.Commit{}, err
 	}
 	if s.nodes != nil {
-		s.nodes.announce(commit.Revision)
+		s.nodes.announce(keys.Announcement{Revision: commit.Revision})
 	}
 	return commit, nil
 }
@@ -76,6 +75,7 @@ type writeTx struct {
 	pending []call           // statements whose answers nobody waits for; a read of their rows, and the end, sends them first
 	logged  map[target]int64 // the latest revision the log had before this write, of rows that were read
 	written map[target]bool  // rows written so far
+	changed map[target][]any // their columns, as they are to be
 	audited map[target]bool  // rows that have an entry of this write
 	failed  error            // what keeps this transaction from committing, whatever fn makes of it
 }
@@ -100,7 +100,8 @@ func kindOf(a keys.Action) string {
 
 func (s *Store) newWrite() *writeTx {
 	return &writeTx{
-		s: s, read: make(map[target]readRow), logged: make(map[target]int64), written: make(map[target]bool), audited: make(map[target]bool),
+		s: s, read: make(map[target]readRow), logged: make(map[target]int64),
+		written: make(map[target]bool), changed: make(map[target][]any), audited: make(map[target]bool),
 	}
 }
 
@@ -326,6 +327,7 @@ func (t *writeTx) putRow(ctx context.Context, row target, statement string, argu
 		}
 		t.logged[row] = logged
 	}
+	t.changed[row] = arguments
 	if t.written[row] {
 		return nil // the weight has it at this revision
 	}

@@ -33,8 +33,12 @@ type memoryFeed struct {
 
 	timeline, settled int64
 	protocol          int
-	listeners         []*func(int64)
-	deaf              bool // announcements reach nobody, as behind a pooler
+	listeners         []*func(keys.Announcement)
+	dropped           int   // how many of the next announcements are lost
+	twice             bool  // each comes twice
+	announcedOn       int64 // the timeline they say; 0 = the true one
+	terse             bool  // announcements say only which write it was
+	deaf              bool  // announcements reach nobody, as behind a pooler
 }
 
 var errAway = errors.New("the database is away")
@@ -52,19 +56,35 @@ func (f *memoryFeed) write(rows ...any) keys.Commit {
 	defer f.mu.Unlock()
 	f.revision++
 	f.marks[f.revision] = f.history
+	changes := &keys.Changes{Mark: f.mark()}
 	for _, row := range rows {
 		switch r := row.(type) {
 		case keys.Key:
 			r.Revision = f.revision
 			f.keys[r.ID] = r
+			changes.Keys = append(changes.Keys, r)
 		case keys.Organization:
 			r.Revision = f.revision
 			f.organizations[r.ID] = r
+			changes.Organizations = append(changes.Organizations, r)
 		}
 	}
-	for _, heard := range f.listeners {
-		(*heard)(f.revision)
+	a := keys.Announcement{Revision: f.revision, Changes: changes, Timeline: f.timeline}
+	if f.terse {
+		a.Changes = nil
 	}
+	if f.announcedOn != 0 {
+		a.Timeline = f.announcedOn
+	}
+	for _, heard := range f.listeners {
+		if f.dropped == 0 {
+			(*heard)(a)
+		}
+		if f.twice {
+			(*heard)(a)
+		}
+	}
+	f.dropped = max(0, f.dropped-1)
 	return keys.Commit{Mark: f.mark(), Timeline: f.timeline}
 }
 
@@ -251,13 +271,13 @@ func (f *memoryFeed) Settle(ctx context.Context, timeline int64) error {
 func (f *memoryFeed) Announce(ctx context.Context, revision int64) error {
 	return f.locked(ctx, func() error {
 		for _, heard := range f.listeners {
-			(*heard)(revision)
+			(*heard)(keys.Announcement{Revision: revision})
 		}
 		return nil
 	})
 }
 
-func (f *memoryFeed) Listen(ctx context.Context, heard func(int64)) error {
+func (f *memoryFeed) Listen(ctx context.Context, heard func(keys.Announcement)) error {
 	if err := f.locked(ctx, func() error {
 		if !f.deaf {
 			f.listeners = append(f.listeners, &heard)
@@ -269,7 +289,7 @@ func (f *memoryFeed) Listen(ctx context.Context, heard func(int64)) error {
 	<-ctx.Done()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.listeners = slices.DeleteFunc(f.listeners, func(l *func(int64)) bool { return l == &heard })
+	f.listeners = slices.DeleteFunc(f.listeners, func(l *func(keys.Announcement)) bool { return l == &heard })
 	return ctx.Err()
 }
 

@@ -124,7 +124,7 @@ func (v *Verifier) follow(ctx context.Context, nodeID string) (fenced bool, err 
 		next, stop := v.clock.timer(v.pollEvery())
 		select {
 		case <-v.wake:
-			behind = true // a write has committed: its changes are there to be read
+			behind = v.told.Load() > v.view.Load().applied.Revision // a write has committed, and is not applied yet
 		case <-next:
 		case <-ctx.Done():
 		}
@@ -205,6 +205,7 @@ func (v *Verifier) renew(ctx context.Context, nodeID string) (keys.Outcome, erro
 		if l, ok := watch.leaseOf(v.clock, v.cfg.Lease); ok {
 			v.view.Store(&view{index: held.index, applied: held.applied, lease: l})
 			v.acked.announce()
+			v.renewedOn = renewal.Timeline
 		}
 	}
 	now := v.clock.now().mono
@@ -299,13 +300,18 @@ func (v *Verifier) load(ctx context.Context) error {
 	}
 	v.view.Store(&view{index: ix, applied: mark})
 	v.early.Store(nil)
+	v.heard.forget() // it may be of the history that was left
 	v.told.Store(mark.Revision)
 	v.cfg.Logger.Info("keys loaded", "keys", ix.keyCount.Load(), "organizations", ix.organizationCount.Load(), "revision", mark.Revision, "took", time.Since(began).Round(time.Millisecond).String())
 	return nil
 }
 
-// catchUp applies what was written since. It extends nothing: only a renewal does.
+// catchUp applies what was written since: what was announced together with its changes, or else what the database has. It extends
+// nothing: only a renewal does.
 func (v *Verifier) catchUp(ctx context.Context) error {
+	if v.applyHeard() {
+		return nil
+	}
 	held := v.view.Load()
 	var changes keys.Changes
 	err := bounded(ctx, func(ctx context.Context) (err error) {
@@ -325,8 +331,29 @@ func (v *Verifier) catchUp(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read changes: %w", err)
 	}
+	v.apply(&changes)
+	return nil
+}
+
+// applyHeard applies announced writes, each only right after the one before it, and only of the timeline that the lease is from. It reports
+// whether it applied all that this node was told of. That a write is the database's own, the renewal finds: it compares the mark.
+func (v *Verifier) applyHeard() bool {
+	applied := false
+	for {
+		changes, ok := v.heard.take(v.view.Load().applied.Revision+1, v.renewedOn)
+		if !ok {
+			return applied && v.view.Load().applied.Revision >= v.told.Load()
+		}
+		v.apply(changes)
+		applied = true
+	}
+}
+
+// apply brings changes into the index, and their mark with them.
+func (v *Verifier) apply(changes *keys.Changes) {
 	v.writing.Lock()
 	defer v.writing.Unlock()
+	held := v.view.Load()
 	for i := range changes.Organizations {
 		if c := held.index.applyOrganization(&changes.Organizations[i], true); c != noConflict {
 			v.report(keys.KindOrganization, changes.Organizations[i].ID, c)
@@ -338,7 +365,6 @@ func (v *Verifier) catchUp(ctx context.Context) error {
 		}
 	}
 	v.view.Store(&view{index: held.index, applied: changes.Mark, lease: held.lease})
-	return nil
 }
 
 // RefuseRow ends what the index has of a row that a read found not to be genuine, until a genuine row of it comes. It

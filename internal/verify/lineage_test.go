@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -262,6 +263,129 @@ func TestP1AnnouncementsAreProvenBeforeTheyAreReliedOn(t *testing.T) {
 		time.Sleep(2 * deafAfter) // it tries another connection
 		if !v.Stats().Announced {
 			t.Error("announcements arrive again, and that is not noticed")
+		}
+	})
+}
+
+// P1, C23: a write that is announced with its changes is applied without reading them, but only right after the one before it, only on the timeline
+// of the lease, and only from the connection it was heard on. Everything else is read.
+func TestP1AnnouncedChanges(t *testing.T) {
+	for name, test := range map[string]struct {
+		disturb func(feed *memoryFeed)
+		reads   int
+	}{
+		"as it comes": {func(*memoryFeed) {}, 0},
+		"one before it was lost": {func(feed *memoryFeed) {
+			feed.mu.Lock()
+			defer feed.mu.Unlock()
+			feed.dropped = 1
+		}, 1},
+		"of another timeline": {func(feed *memoryFeed) {
+			feed.mu.Lock()
+			defer feed.mu.Unlock()
+			feed.announcedOn = 7
+		}, 1},
+		"twice": {func(feed *memoryFeed) {
+			feed.mu.Lock()
+			defer feed.mu.Unlock()
+			feed.twice = true
+		}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				feed := &interceptedFeed{memoryFeed: newMemoryFeed()}
+				var reads atomic.Int64
+				feed.changes = func(next func() (keys.Changes, error)) (keys.Changes, error) {
+					reads.Add(1)
+					return next()
+				}
+				secret, key := newKey(t, "org_a", keys.Live)
+				_, first := newKey(t, "org_b", keys.Live)
+				feed.write(key)
+				v, _ := start(t, feed, nil)
+				time.Sleep(5 * time.Second)
+				before := reads.Load()
+				test.disturb(feed.memoryFeed)
+				feed.write(first)
+				key.State = keys.StateRevoked
+				commit := feed.write(key)
+				if took := awaited(t, v, commit); took > time.Second+50*time.Millisecond {
+					t.Errorf("waited %v", took)
+				}
+				if got := reasonOf(v, Request{Secret: secret}); got != keys.Revoked {
+					t.Errorf("%s after the revoke was answered", got)
+				}
+				if applied := v.view.Load().applied; applied != commit.Mark {
+					t.Errorf("applied %+v, want %+v", applied, commit.Mark)
+				}
+				if n := int(reads.Load() - before); n < test.reads || n > 2*test.reads {
+					t.Errorf("changes were read %d times, want %d", n, test.reads)
+				}
+			})
+		})
+	}
+}
+
+// I2, P1: what was heard on one connection is forgotten with it, and with the history it belongs to.
+func TestI2HeardWritesAreForgotten(t *testing.T) {
+	var h heardWrites
+	for r := range int64(5) {
+		h.add(keys.Announcement{Revision: r + 1, Timeline: 1, Changes: &keys.Changes{}})
+	}
+	if _, ok := h.take(3, 1); !ok {
+		t.Error("3 was not heard")
+	}
+	if _, ok := h.take(2, 1); ok {
+		t.Error("2 is still there after 3")
+	}
+	if _, ok := h.take(4, 2); ok {
+		t.Error("4 is taken on another timeline")
+	}
+	h.forget()
+	if _, ok := h.take(5, 1); ok {
+		t.Error("5 was not forgotten")
+	}
+	for r := range int64(mostHeard + 1) {
+		h.add(keys.Announcement{Revision: r + 1, Timeline: 1, Changes: &keys.Changes{}})
+	}
+	if n := len(h.writes); n > mostHeard {
+		t.Errorf("%d are kept, more than %d", n, mostHeard)
+	}
+
+	synctest.Test(t, func(t *testing.T) {
+		feed := newMemoryFeed()
+		v, _ := start(t, feed, nil)
+		time.Sleep(5 * time.Second)
+		far := keys.Announcement{Revision: 50, Timeline: feed.timeline, Changes: &keys.Changes{}}
+		hear := func() {
+			feed.mu.Lock()
+			defer feed.mu.Unlock()
+			for _, heard := range feed.listeners {
+				(*heard)(far)
+			}
+		}
+		kept := func() int {
+			v.heard.mu.Lock()
+			defer v.heard.mu.Unlock()
+			return len(v.heard.writes)
+		}
+		hear()
+		if kept() != 1 {
+			t.Fatal("not kept")
+		}
+		if err := v.load(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if kept() != 0 {
+			t.Error("kept after a load")
+		}
+		hear()
+		feed.mu.Lock()
+		feed.listeners = nil // nothing is heard any more, so another connection is tried
+		feed.mu.Unlock()
+		time.Sleep(2 * time.Minute)
+		if kept() != 0 {
+			t.Error("kept for another connection")
 		}
 	})
 }

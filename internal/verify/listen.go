@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/syncgram/keyward/internal/keys"
 )
 
 // Announcements go out with each commit. That a connection listens proves nothing: behind a pooler that
@@ -36,17 +38,60 @@ func (e *ear) silence(now time.Duration) time.Duration {
 
 func (e *ear) hears(now time.Duration) bool { return e.silence(now) < hearingLasts }
 
+// heardWrites are writes that were announced together with what they changed, by revision, until they are applied.
+type heardWrites struct {
+	mu     sync.Mutex
+	writes map[int64]keys.Announcement // guarded by mu
+}
+
+// mostHeard bounds what waits for a write before it; beyond it all are read from the database instead.
+const mostHeard = 100
+
+func (h *heardWrites) add(a keys.Announcement) {
+	if a.Changes == nil {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.writes == nil || len(h.writes) >= mostHeard {
+		h.writes = make(map[int64]keys.Announcement)
+	}
+	h.writes[a.Revision] = a
+}
+
+// take returns what the write of that revision changed, if it was heard and committed on that timeline. It and all before it are
+// forgotten.
+func (h *heardWrites) take(revision, timeline int64) (*keys.Changes, bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	a, ok := h.writes[revision]
+	for r := range h.writes {
+		if r <= revision {
+			delete(h.writes, r)
+		}
+	}
+	return a.Changes, ok && a.Timeline == timeline
+}
+
+func (h *heardWrites) forget() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	clear(h.writes)
+}
+
 // listen hears announcements until ctx ends.
 func (v *Verifier) listen(ctx context.Context) {
 	for ctx.Err() == nil {
 		v.ear.forget()
+		v.heard.forget() // the next connection may be to another server
 		hearing, stop := context.WithCancel(ctx)
 		var proving sync.WaitGroup
 		proving.Go(func() { v.prove(hearing); stop() })
-		err := v.cfg.Feed.Listen(hearing, func(revision int64) {
+		err := v.cfg.Feed.Listen(hearing, func(a keys.Announcement) {
 			v.ear.heard(v.clock.now().mono)
-			if revision > v.told.Load() {
-				v.told.Store(revision)
+			v.heard.add(a)
+			if a.Revision > v.told.Load() {
+				v.told.Store(a.Revision)
 				v.wakeUp()
 			}
 		})

@@ -213,6 +213,7 @@ func TestP1OnlyARenewalExtendsTheLease(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				feed := &interceptedFeed{memoryFeed: newMemoryFeed()}
+				feed.terse = true
 				var mu sync.Mutex
 				renewals, changes := name != "never renewed", name != "lagging"
 				feed.renew = func(_ context.Context, next func() (keys.Renewal, error)) (keys.Renewal, error) {

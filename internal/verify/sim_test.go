@@ -224,8 +224,8 @@ func (s *simulation) gone(server *simServer) bool {
 }
 
 // deliver carries one announcement to one listener, late or never.
-func (s *simulation) deliver(l *simListener, revision int64) {
-	r := s.draw("hears", l.p.node.index, revision)
+func (s *simulation) deliver(l *simListener, a keys.Announcement) {
+	r := s.draw("hears", l.p.node.index, a.Revision)
 	if r.IntN(8) == 0 || l.p.node.cutNow(poolLease) != cutNone {
 		return
 	}
@@ -234,12 +234,15 @@ func (s *simulation) deliver(l *simListener, revision int64) {
 		late += between(r, 0, simLease)
 	}
 	time.Sleep(late)
-	l.p.node.stand("heard", revision)
+	if r.IntN(4) == 0 {
+		a.Changes = nil // they were too long
+	}
+	l.p.node.stand("heard", a.Revision)
 	select {
 	case <-l.cut:
 	default:
 		if !l.p.ended() {
-			l.heard(revision)
+			l.heard(a)
 		}
 	}
 }
@@ -631,7 +634,11 @@ func (s *simulation) disturb(n *simNode, kind trouble, r *rand.Rand) {
 			if p := n.process; kind == troubleFreeze && p != nil {
 				if held := p.v.view.Load(); held != nil {
 					now, _ := n.clock.read()
-					n.staleUntil = time.Now().Add(time.Duration(float64(held.lease.left(now)) / n.clock.rate))
+					left := held.lease.left(now)
+					if n.renewing { // the lease of one that was answered meanwhile counts from when it was sent, too
+						left = n.lease
+					}
+					n.staleUntil = time.Now().Add(time.Duration(float64(left) / n.clock.rate))
 				}
 			}
 			close(still)

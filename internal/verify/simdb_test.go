@@ -30,7 +30,7 @@ type simRow struct {
 
 type simListener struct {
 	p     *simProcess
-	heard func(int64)
+	heard func(keys.Announcement)
 	cut   chan struct{} // closed when the connection fails
 }
 
@@ -370,6 +370,8 @@ func (f simFeed) Register(ctx context.Context, n keys.Node) error {
 // Renew is what PostgreSQL makes of the statement at READ COMMITTED: it compares the revision in its snapshot, waits for the
 // row, and then looks at the row again but not at the revision.
 func (f simFeed) Renew(ctx context.Context, id string, applied keys.Mark) (keys.Renewal, error) {
+	f.p.node.setRenewing(true)
+	defer f.p.node.setRenewing(false)
 	return simStatement(ctx, f.p, "renew", poolLease, applied.Revision, func(s *simServer, fate simFate) (r keys.Renewal, err error) {
 		matches := false
 		if err := f.locked(s, func() error {
@@ -453,21 +455,21 @@ func (f simFeed) Leave(ctx context.Context, id string) error {
 }
 
 // announce reaches each listener by itself, late or never. The caller holds mu.
-func (s *simServer) announce(sim *simulation, revision int64) {
+func (s *simServer) announce(sim *simulation, a keys.Announcement) {
 	for _, l := range s.listeners {
-		go sim.deliver(l, revision)
+		go sim.deliver(l, a)
 	}
 }
 
 func (f simFeed) Announce(ctx context.Context, revision int64) error {
 	_, err := simRead(ctx, f, "announce", poolLease, revision, func(s *simServer) (none struct{}, _ error) {
-		s.announce(f.p.node.sim, revision)
+		s.announce(f.p.node.sim, keys.Announcement{Revision: revision})
 		return none, nil
 	})
 	return err
 }
 
-func (f simFeed) Listen(ctx context.Context, heard func(int64)) error {
+func (f simFeed) Listen(ctx context.Context, heard func(keys.Announcement)) error {
 	l := &simListener{f.p, heard, make(chan struct{})}
 	server, err := simRead(ctx, f, "listen", poolLease, 0, func(s *simServer) (*simServer, error) {
 		s.listeners = append(s.listeners, l)
@@ -507,7 +509,9 @@ func (f simFeed) commit(ctx context.Context, w *simWrite) (keys.Commit, error) {
 		}
 		w.revision = int64(len(s.history))
 		s.history = append(s.history, w)
-		s.announce(f.p.node.sim, w.revision)
+		a := keys.Announcement{Revision: w.revision, Timeline: s.timeline, Changes: &keys.Changes{Mark: s.mark()}}
+		a.Changes.Keys, a.Changes.Organizations = s.tables(w.revision - 1)
+		s.announce(f.p.node.sim, a)
 		return keys.Commit{Mark: s.mark(), Timeline: s.timeline}, nil
 	})
 }

@@ -27,6 +27,7 @@ type simNode struct {
 	starts   int
 	troubles []simTrouble
 
+	renewing   bool      // a renewal is under way
 	staleUntil time.Time // a known limit: until then a verdict may be stale
 }
 
@@ -45,6 +46,12 @@ func (n *simNode) cutNow(pool int) simCut {
 	n.sim.mu.Lock()
 	defer n.sim.mu.Unlock()
 	return n.cut[pool]
+}
+
+func (n *simNode) setRenewing(renewing bool) {
+	n.sim.mu.Lock()
+	defer n.sim.mu.Unlock()
+	n.renewing = renewing
 }
 
 // stand returns when the machine goes on. Whoever waited goes on in an order the seed chooses.

@@ -130,8 +130,9 @@ type Verifier struct {
 
 	slow  chan struct{} // places for verifications that ask the primary
 	wake  chan struct{} // there is something to read
-	told  atomic.Int64  // the newest revision the loop was woken for; to spare it waking, so that a lost update does no harm
-	acked *broadcast    // this node acknowledged something
+	heard heardWrites
+	told  atomic.Int64 // the newest revision the loop was woken for; to spare it waking, so that a lost update does no harm
+	acked *broadcast   // this node acknowledged something
 
 	clock    clock
 	quiet    time.Duration          // between renewals while announcements arrive
@@ -141,10 +142,11 @@ type Verifier struct {
 	ear      ear
 	lost     lostRevocations
 
-	// The follow loop's: the last reading of the two clocks, and the rate between them as float bits.
-	rateAt   time.Time
-	rateFrom time.Duration
-	rate     atomic.Uint64
+	// The follow loop's: the timeline its lease is from, the last reading of the two clocks, and the rate between them as float bits.
+	renewedOn int64
+	rateAt    time.Time
+	rateFrom  time.Duration
+	rate      atomic.Uint64
 
 	writing sync.Mutex // held by whoever changes the index: it has one writer at a time
 

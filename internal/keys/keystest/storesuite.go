@@ -1218,7 +1218,7 @@ func announcements(t *testing.T, db Database) {
 	ctx, stop := context.WithCancel(t.Context())
 	heard := make(chan int64, 1000)
 	ended := make(chan error, 1)
-	go func() { ended <- db.Listen(ctx, func(revision int64) { heard <- revision }) }()
+	go func() { ended <- db.Listen(ctx, func(a keys.Announcement) { heard <- a.Revision }) }()
 	for arrived := false; !arrived; { // until it has begun to listen
 		must(t, db.Announce(t.Context(), 1))
 		select {

@@ -1,0 +1,179 @@
+package sqlstore
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/syncgram/keyward/internal/keys"
+)
+
+// A write is announced with what it changed, so that a node which has all before it need not read it. Whoever may connect to the
+// database may listen, and announce: so it is encrypted and authenticated under the master key, as the state is.
+
+const (
+	mostAnnouncedRows = 4    // of one write; a roll changes three at most
+	mostAnnounced     = 7900 // bytes; PostgreSQL takes fewer than 8000
+)
+
+// announced is what is in the box of an announcement.
+type announced struct {
+	Sequence            int64
+	Hash                []byte
+	Timeline            int64
+	Keys, Organizations [][]any // columns, as keyArguments and organizationArguments have them
+}
+
+// announcementContext is what the box of an announcement is bound to. No state is bound to as much, so neither passes for the other.
+func announcementContext(databaseID string, revision int64) []byte {
+	return append([]byte("announcement "), stateContext(databaseID, revision)...)
+}
+
+// announcement is the payload that announces the write: its revision, and what it changed if that is short enough.
+func (t *writeTx) announcement() string {
+	revision := strconv.FormatInt(t.state.revision, 10)
+	if len(t.changed) > mostAnnouncedRows {
+		return revision
+	}
+	a := announced{Sequence: t.state.sequence, Hash: t.state.hash[:], Timeline: t.timeline}
+	for row, columns := range t.changed {
+		if row.kind == keys.KindKey {
+			a.Keys = append(a.Keys, columns)
+		} else {
+			a.Organizations = append(a.Organizations, columns)
+		}
+	}
+	plain, err := json.Marshal(a)
+	if err != nil {
+		return revision
+	}
+	keyID, box := t.s.ring.SealState(plain, announcementContext(t.meta.databaseID, t.state.revision))
+	payload := revision + " " + keyID + " " + base64.RawStdEncoding.EncodeToString(box)
+	if len(payload) > mostAnnounced {
+		return revision
+	}
+	return payload
+}
+
+// announcementOf reads a payload. Whatever else is announced, by whomever, is an announcement without changes.
+func (s *Store) announcementOf(payload string) keys.Announcement {
+	number, sealed, _ := strings.Cut(payload, " ")
+	revision, err := strconv.ParseInt(number, 10, 64)
+	if err != nil {
+		return keys.Announcement{}
+	}
+	bare := keys.Announcement{Revision: revision}
+	keyID, encoded, _ := strings.Cut(sealed, " ")
+	box, err := base64.RawStdEncoding.DecodeString(encoded)
+	databaseID := s.databaseID.Load()
+	if err != nil || databaseID == nil {
+		return bare
+	}
+	plain, err := s.ring.OpenState(keyID, box, announcementContext(*databaseID, revision))
+	if err != nil {
+		return bare
+	}
+	var content struct {
+		Sequence            int64
+		Hash                []byte
+		Timeline            int64
+		Keys, Organizations []jsonRow
+	}
+	ch := &keys.Changes{Mark: keys.Mark{Revision: revision}}
+	if json.Unmarshal(plain, &content) != nil || len(content.Hash) != len(ch.Hash) {
+		return bare
+	}
+	ch.Sequence, ch.Hash = content.Sequence, [32]byte(content.Hash)
+	for _, row := range content.Keys {
+		r, err := scanKey(row)
+		if err != nil {
+			return bare
+		}
+		ch.Keys = append(ch.Keys, s.keyFromRow(&r, r.Revision == revision))
+	}
+	for _, row := range content.Organizations {
+		r, err := scanOrganization(row)
+		if err != nil {
+			return bare
+		}
+		ch.Organizations = append(ch.Organizations, s.organizationFromRow(&r, r.Revision == revision))
+	}
+	return keys.Announcement{Revision: revision, Changes: ch, Timeline: content.Timeline}
+}
+
+// jsonRow is a row whose columns are JSON.
+type jsonRow []json.RawMessage
+
+// Scan implements scanner.
+func (row jsonRow) Scan(dest ...any) error {
+	if len(row) != len(dest) {
+		return errors.New("sqlstore: an announced row has other columns")
+	}
+	for i, d := range dest {
+		column, decoded := d, []byte(nil)
+		digest, isDigest := d.(digestColumn)
+		if isDigest {
+			column = &decoded
+		}
+		if err := json.Unmarshal(row[i], column); err != nil {
+			return err
+		}
+		if isDigest {
+			if err := digest.Scan(decoded); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Announce implements keys.Feed. It is a transaction of its own that writes nothing, after the write's, so that no write waits in the
+// line of those that notify, and it waits for no disk and no standby.
+func (s *Store) Announce(ctx context.Context, revision int64) error {
+	if s.nodes != nil {
+		s.nodes.announce(keys.Announcement{Revision: revision})
+		return nil
+	}
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	_, err := s.lease.ExecContext(ctx, announce, strconv.FormatInt(revision, 10))
+	return err
+}
+
+// Listen implements keys.Feed.
+func (s *Store) Listen(ctx context.Context, heard func(keys.Announcement)) error {
+	if s.nodes != nil {
+		return s.nodes.listen(ctx, heard)
+	}
+	return s.listen(ctx, func(payload string) { heard(s.announcementOf(payload)) })
+}
+
+// postgresListen listens on a connection of its own. Announcements arrive on no other, and through a pooler that hands
+// connections out by the transaction on none at all.
+func postgresListen(ctx context.Context, config *pgx.ConnConfig, heard func(payload string)) error {
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return fmt.Errorf("sqlstore: listen: %w", err)
+	}
+	defer func() {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = conn.Close(closing)
+	}()
+	_, err = conn.Exec(ctx, listen)
+	for err == nil {
+		var n *pgconn.Notification
+		if n, err = conn.WaitForNotification(ctx); err == nil {
+			heard(n.Payload)
+		}
+	}
+	return fmt.Errorf("sqlstore: listen: %w", err)
+}
