@@ -3,24 +3,12 @@ package server
 import (
 	"net/http"
 	"net/url"
+	"strconv"
 
 	"github.com/syncgram/keyward/internal/credential"
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/verify"
 )
-
-// introspection is an active token (RFC 7662 section 2.2). Members after TokenType are Keyward's own.
-type introspection struct {
-	Active             bool   `json:"active"`
-	Sub                string `json:"sub"`       // the organization
-	ClientID           string `json:"client_id"` // the key's id
-	TokenType          string `json:"token_type"`
-	IssuedAt           int64  `json:"iat"`           // seconds since 1970
-	ExpiresAt          int64  `json:"exp,omitempty"` // absent = never
-	Env                string `json:"env"`
-	ConnectedAccountID string `json:"connected_account_id,omitempty"`
-	PaymentsEnabled    bool   `json:"payments_enabled"`
-}
 
 // inactive is the one answer to every token that is not accepted, whatever the reason.
 var inactive = []byte(`{"active":false}`)
@@ -59,21 +47,38 @@ func (s *Server) introspect(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	if !verdict.Valid() {
-		x.Header()["Content-Type"] = plainJSON
-		x.WriteHeader(http.StatusOK)
-		_, _ = x.Write(inactive) // the client is gone; there is nobody left to tell
-		return nil
+	body := inactive
+	if verdict.Valid() {
+		buf := answers.Get().(*[]byte)
+		defer answers.Put(buf)
+		*buf = appendIntrospection((*buf)[:0], &verdict)
+		body = *buf
 	}
-	body := introspection{
-		Active: true, Sub: verdict.OrganizationID, ClientID: verdict.KeyID, TokenType: "Bearer",
-		IssuedAt: verdict.CreatedAt.Unix(), Env: string(verdict.Environment),
-		ConnectedAccountID: verdict.ConnectedAccountID, PaymentsEnabled: verdict.PaymentsEnabled,
+	x.Header()["Content-Type"] = plainJSON
+	x.WriteHeader(http.StatusOK)
+	_, _ = x.Write(body) // the client is gone; there is nobody left to tell
+	return nil
+}
+
+// appendIntrospection appends what an active token is (RFC 7662 section 2.2): sub is the organization, client_id the key's id, iat and exp
+// seconds since 1970, without exp for a key that never expires. The members after token_type's are Keyward's own.
+func appendIntrospection(b []byte, v *verify.Verdict) []byte {
+	b = append(b, `{"active":true`...)
+	b = appendText(b, "sub", v.OrganizationID)
+	b = appendText(b, "client_id", v.KeyID)
+	b = append(b, `,"token_type":"Bearer","iat":`...)
+	b = strconv.AppendInt(b, v.CreatedAt.Unix(), 10)
+	if !v.ExpiresAt.IsZero() {
+		b = append(b, `,"exp":`...)
+		b = strconv.AppendInt(b, v.ExpiresAt.Unix(), 10)
 	}
-	if !verdict.ExpiresAt.IsZero() {
-		body.ExpiresAt = verdict.ExpiresAt.Unix()
+	b = appendText(b, "env", string(v.Environment))
+	if v.ConnectedAccountID != "" {
+		b = appendText(b, "connected_account_id", v.ConnectedAccountID)
 	}
-	return x.answer(answer{body: body})
+	b = append(b, `,"payments_enabled":`...)
+	b = strconv.AppendBool(b, v.PaymentsEnabled)
+	return append(b, '}')
 }
 
 // parameter returns a form's parameter, nil when it was not given. It is known to be given once at most.
