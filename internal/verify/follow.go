@@ -409,8 +409,7 @@ func (v *Verifier) Await(ctx context.Context, c keys.Commit) (err error) {
 	longest := v.cfg.Lease
 	pause, looks, ownAcked := ownAnswer, 0, false
 	acked := v.acked.next()
-	if told := v.told.Load(); told != c.Revision { // its announcement has not arrived here
-		v.told.Store(max(told, c.Revision))
+	if v.told.Swap(c.Revision) != c.Revision { // its announcement has not arrived here
 		v.wakeUp()
 	}
 	for {

@@ -326,6 +326,31 @@ func TestP1AnnouncedChanges(t *testing.T) {
 	}
 }
 
+// P1: whoever may connect to the database may announce any number. It makes nodes look in vain, and no write slower.
+func TestP1ForgedNumberAnnounced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		feed := newMemoryFeed()
+		feed.terse = true
+		v, _ := start(t, feed, nil)
+		other, _ := start(t, feed, nil)
+		time.Sleep(5 * time.Second)
+		if !other.Stats().Announced {
+			t.Fatal("announcements do not arrive")
+		}
+		for _, far := range []int64{1 << 60, -5} {
+			if err := feed.Announce(t.Context(), far); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(100 * time.Millisecond)
+			for range 3 {
+				if took := awaited(t, v, feed.write()); took > 20*time.Millisecond {
+					t.Errorf("waited %v after %d was announced", took, far)
+				}
+			}
+		}
+	})
+}
+
 // I2, P1: what was heard on one connection is forgotten with it, and with the history it belongs to.
 func TestI2HeardWritesAreForgotten(t *testing.T) {
 	var h heardWrites

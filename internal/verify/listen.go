@@ -90,8 +90,9 @@ func (v *Verifier) listen(ctx context.Context) {
 		err := v.cfg.Feed.Listen(hearing, func(a keys.Announcement) {
 			v.ear.heard(v.clock.now().mono)
 			v.heard.add(a)
-			if a.Revision > v.told.Load() {
-				v.told.Store(a.Revision)
+			held := v.view.Load()
+			if a.Revision > 0 && a.Revision != v.told.Load() && (held == nil || a.Revision > held.applied.Revision) {
+				v.told.Store(a.Revision) // not the greatest: who may connect may announce any number
 				v.wakeUp()
 			}
 		})

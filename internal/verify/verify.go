@@ -131,7 +131,7 @@ type Verifier struct {
 	slow  chan struct{} // places for verifications that ask the primary
 	wake  chan struct{} // there is something to read
 	heard heardWrites
-	told  atomic.Int64 // the newest revision the loop was woken for; to spare it waking, so that a lost update does no harm
+	told  atomic.Int64 // the revision the loop was woken for last; to spare it waking, so that a lost update does no harm
 	acked *broadcast   // this node acknowledged something
 
 	clock    clock
