@@ -73,7 +73,7 @@ type guard struct {
 
 func (g *guard) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	secret, ok := credential.Secret(r.Header["Authorization"], r.Header["X-Api-Key"])
-	if !ok || credential.InURL(r.URL.Path, r.URL.RawQuery) {
+	if !ok || credential.InURL(r.RequestURI, r.URL.Path, r.URL.RawQuery) {
 		refuse(w, r, unauthorized)
 		return
 	}

@@ -135,7 +135,7 @@ func (g *guard) admit(ctx context.Context, fullMethod string) (context.Context, 
 		return ctx, nil
 	}
 	secret, ok := credential.Secret(incoming["authorization"], incoming["x-api-key"])
-	if !ok || credential.InURL(fullMethod, "") {
+	if !ok || credential.InURL(fullMethod) {
 		return nil, unauthenticated
 	}
 	verdict, err := g.verifier.Verify(ctx, keyward.VerifyRequest{

@@ -102,27 +102,40 @@ var shape = regexp.MustCompile(`[a-z0-9]_(live|test)_[0-9A-Za-z]{32}`)
 // InText reports whether text holds what looks like a secret, for doors that do not know the deployment's word.
 func InText(text string) bool { return shape.MatchString(text) }
 
-// InURL reports whether a path or a raw query holds a secret, where logs, histories and Referer headers would keep it.
-// Either may be percent-encoded, twice at most; what is no encoding is taken as it stands, so that it hides nothing beside it.
-func InURL(path, rawQuery string) bool {
-	for _, text := range [...]string{path, rawQuery} {
-		for range 2 {
-			if InText(text) {
-				return true
-			}
-			if !strings.Contains(text, "%") {
-				break
-			}
-			text = Decoded(text)
-		}
-		if InText(text) {
+// InURL reports whether a part of a URL holds a secret, where logs, histories and Referer headers would keep it, however often
+// it is percent-encoded.
+func InURL(parts ...string) bool {
+	for _, text := range parts {
+		if AnyDecoded(text, InText) {
 			return true
 		}
 	}
 	return false
 }
 
-// Decoded returns text with every percent-encoded octet in it decoded, and what is no encoding as it stands.
+// mostDecoded is how often a text is decoded. Each time makes it shorter, so few are encoded as often.
+const mostDecoded = 20
+
+// AnyDecoded reports whether found is true of text, or of what it is when it is decoded once or more often.
+func AnyDecoded(text string, found func(string) bool) bool {
+	for range mostDecoded {
+		if found(text) {
+			return true
+		}
+		if !strings.Contains(text, "%") {
+			return false
+		}
+		decoded := Decoded(text)
+		if decoded == text {
+			return false
+		}
+		text = decoded
+	}
+	return found(text)
+}
+
+// Decoded returns text with every percent-encoded octet in it decoded, and what is no encoding as it stands, so that it hides
+// nothing beside it.
 func Decoded(text string) string {
 	var b strings.Builder
 	for i := 0; i < len(text); i++ {

@@ -18,16 +18,7 @@ var OriginalURLs = [...]string{"X-Original-Uri", "X-Original-Url", "X-Forwarded-
 // HoldsSecret reports whether text has part of a secret in it, also when it is percent-encoded, twice
 // at most, and whatever stands beside it.
 func HoldsSecret(f token.Format, text string) bool {
-	for range 2 {
-		if f.HoldsPart(text) {
-			return true
-		}
-		if !strings.Contains(text, "%") {
-			return false
-		}
-		text = credential.Decoded(text)
-	}
-	return f.HoldsPart(text)
+	return credential.AnyDecoded(text, f.HoldsPart)
 }
 
 // SecretInURL is the answer to a URL with a secret in it (V2).

@@ -1,8 +1,10 @@
 package doors
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -75,7 +77,7 @@ func TestV2Proxies(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		test func(*testing.T, *platform, key)
-	}{{"payments", testPayments}, {"limits", testLimits}, {"nodes go away", testNodesGoAway}} {
+	}{{"payments", testPayments}, {"limits", testLimits}, {"connection", testConnection}, {"nodes go away", testNodesGoAway}} {
 		t.Run(tt.name, func(t *testing.T) { tt.test(t, p, k) })
 	}
 }
@@ -111,6 +113,62 @@ func testPayments(t *testing.T, p *platform, k key) {
 	}
 }
 
+// A client that names headers in Connection takes nothing out of the question, nor out of what the API gets.
+func testConnection(t *testing.T, p *platform, k key) {
+	for _, x := range []*proxy{p.nginx, p.caddy} {
+		for name, tt := range map[string]struct {
+			header http.Header
+			status int
+		}{
+			"the identity": {bearer(k.Key, "X-Connected-Account-ID", "org_child",
+				"Connection", "X-Keyward-Connected-Account-Id, X-Keyward-Organization-Id, X-Keyward-Environment, X-Keyward-Key-Id").header, 200},
+			"another credential": {bearer(k.Key, "X-Api-Key", k.Key+"x", "Connection", "X-Api-Key").header, 401},
+			"the credential":     {bearer(k.Key+"x", "X-Api-Key", k.Key, "Connection", "Authorization").header, 401},
+			"another's account":  {bearer(k.Key, "X-Connected-Account-ID", "org_nobodys", "Connection", "X-Connected-Account-ID").header, 403},
+		} {
+			resp, text, err := p.do("GET", x.url+"/v1/payouts", "", tt.header)
+			if err != nil || resp.StatusCode != tt.status {
+				t.Errorf("%s, %s: %v %s, want %d", x.name, name, err, text, tt.status)
+				continue
+			}
+			if tt.status != 200 {
+				continue
+			}
+			var seen reached
+			if err := json.Unmarshal(text, &seen); err != nil {
+				t.Fatal(err)
+			}
+			if want := (identity{"org_a", "live", k.APIKeyID, "org_child", true}); seen.Identity != want {
+				t.Errorf("%s, %s: the API got %+v, want %+v", x.name, name, seen.Identity, want)
+			}
+		}
+
+		// Trailers are not headers; nginx drops them, Caddy cannot.
+		conn, err := net.Dial("tcp", strings.TrimPrefix(x.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_, err = fmt.Fprintf(conn, "POST /v1/payouts HTTP/1.1\r\nHost: api\r\nAuthorization: Bearer %s\r\nTransfer-Encoding: chunked\r\n"+
+			"Trailer: X-Keyward-Connected-Account-Id\r\nConnection: close\r\n\r\n3\r\nabc\r\n0\r\nX-Keyward-Connected-Account-Id: org_planted\r\n\r\n", k.Key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		var seen reached
+		if err := json.NewDecoder(resp.Body).Decode(&seen); err != nil {
+			t.Fatal(err)
+		}
+		if want := (identity{"org_a", "live", k.APIKeyID, "", true}); seen.Identity != want || x == p.nginx && len(seen.Trailer) > 0 {
+			t.Errorf("%s: with a trailer the API got %+v and %v, want %+v", x.name, seen.Identity, seen.Trailer, want)
+		}
+	}
+}
+
 // What a proxy does not pass on, it answers itself.
 func testLimits(t *testing.T, p *platform, k key) {
 	for _, x := range []*proxy{p.nginx, p.caddy} {
@@ -134,6 +192,8 @@ func testLimits(t *testing.T, p *platform, k key) {
 			"encoded dots":              {"/v1/payouts/%2e%2E/payments", "", bearer(k.Key).header, []int{400}},
 			"an encoded slash":          {"/v1/payouts/..%2fpayments", "", bearer(k.Key).header, []int{400}},
 			"a backslash":               {"/v1/payouts%5c../payments", "", bearer(k.Key).header, []int{400}},
+			"dots with a parameter":     {"/v1/payouts/..;/payments", "", bearer(k.Key).header, []int{400}},
+			"and an encoded one":        {"/v1/payouts/..%3bx/payments", "", bearer(k.Key).header, []int{400}},
 			"a double slash":            {"//v1/payments", "", bearer(k.Key).header, []int{400}},
 			"a double slash within":     {"/v1/payments//x", "", bearer(k.Key).header, []int{400}},
 			"dots in the query":         {"/v1/payments?next=/../a//b%2f", "", bearer(k.Key).header, []int{200}},

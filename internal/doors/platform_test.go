@@ -269,6 +269,7 @@ type reached struct {
 	URI      string
 	Header   http.Header
 	Body     string
+	Trailer  http.Header
 }
 
 func newPayments(t *testing.T, client *keyward.Client) *payments {
@@ -289,7 +290,7 @@ func (a *payments) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "", http.StatusBadRequest)
 		return
 	}
-	seen := reached{identityIn(r.Header), r.Method, r.RequestURI, r.Header, string(body)}
+	seen := reached{identityIn(r.Header), r.Method, r.RequestURI, r.Header, string(body), r.Trailer}
 	if id, ok := keyward.FromContext(r.Context()); ok {
 		seen.Identity = identity{id.OrganizationID, id.Env, id.APIKeyID, id.ConnectedAccountID, id.PaymentsEnabled}
 	}

@@ -84,6 +84,11 @@ func rulesInQuery(u *url.URL) (r door.Rules, err error) {
 		if len(values[name]) > 1 {
 			return r, keys.Invalid(name, name+" must be given once.")
 		}
+		for given := range values {
+			if given != name && strings.EqualFold(given, name) { // a rule that was meant must not be passed over
+				return r, keys.Invalid(name, "The parameter with the wrong letter case is "+name+".")
+			}
+		}
 	}
 	if mode := parameter(values, "mode"); mode != nil && *mode != "nginx" {
 		return r, keys.Invalid("mode", `mode must be "nginx"; leave it out for every other proxy.`)
@@ -150,7 +155,7 @@ func plain(text, marks string) bool {
 // secretInURL reports whether the URL asked here, or the one the client asked the proxy for, holds a
 // secret.
 func (s *Server) secretInURL(r *http.Request) bool {
-	if door.HoldsSecret(s.cfg.Format, r.URL.RawQuery) || door.HoldsSecret(s.cfg.Format, r.URL.Path) {
+	if door.HoldsSecret(s.cfg.Format, r.RequestURI) { // also what stands before the path
 		return true
 	}
 	for _, name := range door.OriginalURLs {

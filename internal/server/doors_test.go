@@ -278,6 +278,8 @@ func TestV2Authorize(t *testing.T) {
 		{"secret in the query", "?api_key=" + live, h("X-API-Key", live), 400, "", ""},
 		{"secret as the query", "?" + live, h("X-API-Key", live), 400, "", ""},
 		{"secret in the query, encoded", "?k=" + strings.Replace(live, "_", "%5f", 2), h("X-API-Key", live), 400, "", ""},
+		{"secret in the query, encoded nine times", "?k=" + strings.Replace(live, "_", "%"+strings.Repeat("25", 8)+"5f", 2), h("X-API-Key", live), 400, "", ""},
+		{"a rule in the wrong letter case", "?ENV=live", h("X-API-Key", live), 400, "", ""},
 		{"secret in the query, encoded twice", "?k=" + strings.Replace(live, "_", "%255f", 2), h("X-API-Key", live), 400, "", ""},
 		{"secret in the original URI", "", h("X-API-Key", live, "X-Original-URI", "/v1/payments?key="+live), 400, "", ""},
 		{"secret in the original URL", "", h("X-API-Key", live, "X-Original-URL", "https://pay.example/v1/"+live), 400, "", ""},

@@ -69,13 +69,17 @@ export function isIdentity(header: string): boolean {
 /** The form of a secret under any deployment's word. */
 const shape = /[a-z0-9]_(live|test)_[0-9A-Za-z]{32}/;
 
-/** Whether text holds a secret, also when it is percent-encoded, twice at most. */
+/** Whether text holds a secret, however often it is percent-encoded. */
 export function holdsSecret(text: string): boolean {
-  for (let i = 0; i < 3; i++) {
+  for (let i = 0; i < 20; i++) {
     if (shape.test(text)) {
       return true;
     }
-    text = text.replace(/%([0-7][0-9a-f])/gi, (_, hex: string) => String.fromCharCode(parseInt(hex, 16)));
+    const decoded = text.replace(/%([0-7][0-9a-f])/gi, (_, hex: string) => String.fromCharCode(parseInt(hex, 16)));
+    if (decoded === text) {
+      return false;
+    }
+    text = decoded;
   }
-  return false;
+  return shape.test(text);
 }
