@@ -28,6 +28,8 @@ const (
 type announced struct {
 	Sequence            int64
 	Hash                []byte
+	BeforeSequence      int64
+	BeforeHash          []byte
 	Timeline            int64
 	Keys, Organizations [][]any // columns, as keyArguments and organizationArguments have them
 }
@@ -43,7 +45,7 @@ func (t *writeTx) announcement() string {
 	if len(t.changed) > mostAnnouncedRows {
 		return revision
 	}
-	a := announced{Sequence: t.state.sequence, Hash: t.state.hash[:], Timeline: t.timeline}
+	a := announced{Sequence: t.state.sequence, Hash: t.state.hash[:], BeforeSequence: t.sequence, BeforeHash: t.hash, Timeline: t.timeline}
 	for row, columns := range t.changed {
 		if row.kind == keys.KindKey {
 			a.Keys = append(a.Keys, columns)
@@ -84,6 +86,8 @@ func (s *Store) announcementOf(payload string) keys.Announcement {
 	var content struct {
 		Sequence            int64
 		Hash                []byte
+		BeforeSequence      int64
+		BeforeHash          []byte
 		Timeline            int64
 		Keys, Organizations []jsonRow
 	}
@@ -106,7 +110,9 @@ func (s *Store) announcementOf(payload string) keys.Announcement {
 		}
 		ch.Organizations = append(ch.Organizations, s.organizationFromRow(&r, r.Revision == revision))
 	}
-	return keys.Announcement{Revision: revision, Changes: ch, Timeline: content.Timeline}
+	before := keys.Mark{Revision: revision - 1, Sequence: content.BeforeSequence}
+	copy(before.Hash[:], content.BeforeHash) // none before the log's first entry
+	return keys.Announcement{Revision: revision, Changes: ch, Before: before, Timeline: content.Timeline}
 }
 
 // jsonRow is a row whose columns are JSON.

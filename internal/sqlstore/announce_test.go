@@ -111,6 +111,9 @@ func TestP1AnnouncementsHoldTheChanges(t *testing.T) {
 			if diff := cmp.Diff(&want, a.Changes, byRevision); diff != "" {
 				t.Errorf("announced (-read +heard):\n%s", diff)
 			}
+			if a.Before != before.Mark {
+				t.Errorf("it says it followed %+v, want %+v", a.Before, before.Mark)
+			}
 			if a.Timeline != commit.Timeline || a.Changes.Mark != commit.Mark {
 				t.Errorf("%+v, want the commit's, %+v", a, commit)
 			}

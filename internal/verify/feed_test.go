@@ -54,6 +54,7 @@ func newMemoryFeed() *memoryFeed {
 func (f *memoryFeed) write(rows ...any) keys.Commit {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	before := f.mark()
 	f.revision++
 	f.marks[f.revision] = f.history
 	changes := &keys.Changes{Mark: f.mark()}
@@ -69,7 +70,7 @@ func (f *memoryFeed) write(rows ...any) keys.Commit {
 			changes.Organizations = append(changes.Organizations, r)
 		}
 	}
-	a := keys.Announcement{Revision: f.revision, Changes: changes, Timeline: f.timeline}
+	a := keys.Announcement{Revision: f.revision, Changes: changes, Before: before, Timeline: f.timeline}
 	if f.terse {
 		a.Changes = nil
 	}

@@ -335,12 +335,13 @@ func (v *Verifier) catchUp(ctx context.Context) error {
 	return nil
 }
 
-// applyHeard applies announced writes, each only right after the one before it, and only of the timeline that the lease is from. It reports
-// whether it applied all that this node was told of. That a write is the database's own, the renewal finds: it compares the mark.
+// applyHeard applies announced writes, each only at the point in history that it followed, since a database put back counts the same
+// numbers again, and only of the timeline that the lease is from. It reports whether it applied all that this node was told of. That
+// a write is the database's own, the renewal finds: it compares the mark.
 func (v *Verifier) applyHeard() bool {
 	applied := false
 	for {
-		changes, ok := v.heard.take(v.view.Load().applied.Revision+1, v.renewedOn)
+		changes, ok := v.heard.take(v.view.Load().applied, v.renewedOn)
 		if !ok {
 			return applied && v.view.Load().applied.Revision >= v.told.Load()
 		}

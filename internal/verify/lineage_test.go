@@ -355,19 +355,23 @@ func TestP1ForgedNumberAnnounced(t *testing.T) {
 func TestI2HeardWritesAreForgotten(t *testing.T) {
 	var h heardWrites
 	for r := range int64(5) {
-		h.add(keys.Announcement{Revision: r + 1, Timeline: 1, Changes: &keys.Changes{}})
+		h.add(keys.Announcement{Revision: r + 1, Timeline: 1, Before: keys.Mark{Revision: r}, Changes: &keys.Changes{}})
 	}
-	if _, ok := h.take(3, 1); !ok {
+	if _, ok := h.take(keys.Mark{Revision: 2}, 1); !ok {
 		t.Error("3 was not heard")
 	}
-	if _, ok := h.take(2, 1); ok {
+	if _, ok := h.take(keys.Mark{Revision: 1}, 1); ok {
 		t.Error("2 is still there after 3")
 	}
-	if _, ok := h.take(4, 2); ok {
+	if _, ok := h.take(keys.Mark{Revision: 3}, 2); ok {
 		t.Error("4 is taken on another timeline")
 	}
+	h.add(keys.Announcement{Revision: 4, Timeline: 1, Before: keys.Mark{Revision: 3, Hash: [32]byte{1}}, Changes: &keys.Changes{}})
+	if _, ok := h.take(keys.Mark{Revision: 3}, 1); ok {
+		t.Error("4 is taken at a point of another history")
+	}
 	h.forget()
-	if _, ok := h.take(5, 1); ok {
+	if _, ok := h.take(keys.Mark{Revision: 4}, 1); ok {
 		t.Error("5 was not forgotten")
 	}
 	for r := range int64(mostHeard + 1) {

@@ -59,18 +59,19 @@ func (h *heardWrites) add(a keys.Announcement) {
 	h.writes[a.Revision] = a
 }
 
-// take returns what the write of that revision changed, if it was heard and committed on that timeline. It and all before it are
-// forgotten.
-func (h *heardWrites) take(revision, timeline int64) (*keys.Changes, bool) {
+// take returns what the write right after a point in history changed, if it was heard, followed that very point, and was committed on
+// that timeline. It and all before it are forgotten.
+func (h *heardWrites) take(after keys.Mark, timeline int64) (*keys.Changes, bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	revision := after.Revision + 1
 	a, ok := h.writes[revision]
 	for r := range h.writes {
 		if r <= revision {
 			delete(h.writes, r)
 		}
 	}
-	return a.Changes, ok && a.Timeline == timeline
+	return a.Changes, ok && a.Timeline == timeline && a.Before == after
 }
 
 func (h *heardWrites) forget() {

@@ -509,7 +509,7 @@ func (f simFeed) commit(ctx context.Context, w *simWrite) (keys.Commit, error) {
 		}
 		w.revision = int64(len(s.history))
 		s.history = append(s.history, w)
-		a := keys.Announcement{Revision: w.revision, Timeline: s.timeline, Changes: &keys.Changes{Mark: s.mark()}}
+		a := keys.Announcement{Revision: w.revision, Timeline: s.timeline, Before: s.markAt(w.revision - 1), Changes: &keys.Changes{Mark: s.mark()}}
 		a.Changes.Keys, a.Changes.Organizations = s.tables(w.revision - 1)
 		s.announce(f.p.node.sim, a)
 		return keys.Commit{Mark: s.mark(), Timeline: s.timeline}, nil
