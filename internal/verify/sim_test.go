@@ -34,7 +34,7 @@ import (
 // What becomes of a statement is drawn from the seed, who sends it, what it is and when. So nothing depends on the order in
 // which goroutines that are ready at the same moment run, and a seed replays (TestSimulationReplays).
 var (
-	simSeeds = flag.Int("verify.seeds", 60, "how many seeds TestSimulation runs")
+	simSeeds = flag.Int("verify.seeds", 300, "how many seeds TestSimulation runs")
 	simSeed  = flag.Uint64("verify.seed", 0, "the one seed TestSimulation replays, with everything that happens in it")
 )
 
