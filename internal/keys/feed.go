@@ -113,7 +113,7 @@ type Changes struct {
 type Announcement struct {
 	Revision int64 // 0 = only that announcements arrive
 	// Changes, when they were sent along, are all that this one write changed, and Timeline is that of the server it was committed on
-	// (see Commit). Before is the point in history that the write followed: it changes nothing else only for who is there. The store has
+	// (see Commit). Before is the point in history that the write followed: only at that point may they be applied. The store has
 	// checked that they come from it.
 	Changes  *Changes
 	Before   Mark
