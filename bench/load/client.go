@@ -81,6 +81,9 @@ func measure(ctx context.Context, o options, n int, progress io.Writer) (results
 	defer func() { err = errors.Join(err, floor.stop()) }()
 
 	for _, e := range asked {
+		if len(o.endpoints) > 0 && !slices.Contains(o.endpoints, e.path) {
+			continue
+		}
 		r, err := e.compare(ctx, o, floor, keyward)
 		if err != nil {
 			return nil, err

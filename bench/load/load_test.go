@@ -46,6 +46,21 @@ func TestRatiosArePrinted(t *testing.T) {
 	}
 }
 
+func TestOneEndpoint(t *testing.T) {
+	var out, progress bytes.Buffer
+	args := []string{"--keys", "3", "--endpoint", "/v1/verify", "--duration", "20ms", "--turn", "20ms", "--connections", "2", "--output", "json"}
+	if code := run(t.Context(), args, nil, &out, &progress); code != 0 {
+		t.Fatalf("exit code %d\n%s", code, &progress)
+	}
+	var r report
+	if err := json.Unmarshal(out.Bytes(), &r); err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Results) != 1 || r.Results[0].Endpoint != "/v1/verify" {
+		t.Errorf("measured %+v", r.Results)
+	}
+}
+
 func TestTable(t *testing.T) {
 	var out bytes.Buffer
 	r := report{Connections: 4, Results: []result{{Keys: 1000, Endpoint: "/v1/verify", Ratio: .9, RatioLow: .85, RatioHigh: .95}}}
@@ -60,7 +75,7 @@ func TestTable(t *testing.T) {
 func TestWrongFlags(t *testing.T) {
 	for _, args := range [][]string{
 		{"--keys", "0"}, {"--keys", "many"}, {"--duration", "0s"}, {"--duration", "11m"}, {"--turn", "1ms"},
-		{"--connections", "0"}, {"--connections", "1025"}, {"--output", "xml"}, {"--unknown"}, {"argument"},
+		{"--connections", "0"}, {"--connections", "1025"}, {"--output", "xml"}, {"--endpoint", "/v1/nothing"}, {"--unknown"}, {"argument"},
 	} {
 		var out, complaint bytes.Buffer
 		if code := run(t.Context(), args, nil, &out, &complaint); code != 2 || complaint.Len() == 0 || out.Len() > 0 {

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -33,6 +34,7 @@ func main() {
 // options is what the command line says.
 type options struct {
 	keys        counts
+	endpoints   names
 	duration    time.Duration
 	turn        time.Duration
 	connections int
@@ -55,6 +57,20 @@ func (c *counts) Set(s string) error {
 	return nil
 }
 
+// names is a flag that may be given several times.
+type names []string
+
+func (n *names) String() string { return strings.Join(*n, " ") }
+
+func (n *names) Set(s string) error {
+	known := slices.ContainsFunc(endpoints(0), func(e endpoint) bool { return e.path == s })
+	if !known {
+		return errors.New("must be one of the endpoints of the table")
+	}
+	*n = append(*n, s)
+	return nil
+}
+
 const usage = `Usage: load [flags]
 
 Measures POST /v1/verify, GET /v1/authorize and POST /v1/introspect of the internal listener against a bare net/http
@@ -74,6 +90,7 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 		f.PrintDefaults()
 	}
 	f.Var(&o.keys, "keys", "`number` of keys in the database; may be given several times (default 1000)")
+	f.Var(&o.endpoints, "endpoint", "`name` of the one endpoint to measure, as in the table; may be given several times (default all)")
 	f.DurationVar(&o.duration, "duration", 10*time.Second, "time under load of each server with each endpoint, at most 10m")
 	f.DurationVar(&o.turn, "turn", 500*time.Millisecond, "time after which the other server has its turn, at least 10ms")
 	f.IntVar(&o.connections, "connections", 64, "connections that are kept busy, 1 to 1024")
