@@ -119,6 +119,9 @@ func TestZeroFormatAcceptsNothing(t *testing.T) {
 		if _, _, err := f.Parse(s); !errors.Is(err, ErrMalformed) {
 			t.Errorf("Parse of a text of %d characters: %v", len(s), err)
 		}
+		if _, _, err := f.Outline(s); !errors.Is(err, ErrMalformed) {
+			t.Errorf("Outline of a text of %d characters: %v", len(s), err)
+		}
 	}
 }
 
@@ -381,6 +384,14 @@ func FuzzParse(f *testing.F) {
 				t.Error("wrong environment or digest")
 			case err != nil && (err != ErrMalformed || env != "" || digest != (Digest{})):
 				t.Error("a refusal that is not ErrMalformed alone")
+			}
+			outlineEnv, outlineDigest, outlineErr := sk.Outline(s)
+			outlined := len(s) == 46 && (strings.HasPrefix(s, "sk_live_") || strings.HasPrefix(s, "sk_test_"))
+			switch {
+			case (outlineErr == nil) != outlined || outlineErr != nil && outlineErr != ErrMalformed:
+				t.Errorf("Outline: %v, but has the outline of one = %v", outlineErr, outlined)
+			case err == nil && (outlineEnv != env || outlineDigest != digest):
+				t.Error("Outline says another environment or digest than Parse")
 			}
 		}
 	})

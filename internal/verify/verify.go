@@ -203,19 +203,18 @@ func New(cfg Config) (*Verifier, error) {
 // and allocates nothing (P2); a miss is an answer too, because every create was everywhere before
 // it was answered. A memory that is behind r.MinRevision is not asked. An error is always ErrUndecided.
 func (v *Verifier) Verify(ctx context.Context, r Request) (Verdict, error) {
-	env, digest, err := v.cfg.Format.Parse(r.Secret)
+	env, digest, err := v.cfg.Format.Outline(r.Secret)
 	if err != nil {
 		return Verdict{Reason: keys.Malformed}, nil
 	}
+	leased := false
 	// The order is the proof: the lease first, then the look-up, then the clock against the lease
 	// loaded first. A node frozen between any two of these finds its lease over.
 	if held := v.view.Load(); held != nil && held.applied.Revision >= r.MinRevision {
 		f, known := held.index.find(digest, env, r.ConnectedAccountID)
 		read := v.clock.now()
-		if held.lease.goodAt(read) {
-			if !known {
-				return Verdict{Reason: keys.Unknown}, nil
-			}
+		leased = held.lease.goodAt(read)
+		if leased && known {
 			now := read.time()
 			if v.cfg.Now != nil {
 				now = v.cfg.Now()
@@ -226,6 +225,13 @@ func (v *Verifier) Verify(ctx context.Context, r Request) (Verdict, error) {
 			}
 			return verdict, nil
 		}
+	}
+	// A secret that is known is well-formed; of any other the form is looked at now.
+	if _, _, err := v.cfg.Format.Parse(r.Secret); err != nil {
+		return Verdict{Reason: keys.Malformed}, nil
+	}
+	if leased {
+		return Verdict{Reason: keys.Unknown}, nil
 	}
 	return v.ask(ctx, digest, env, &r)
 }

@@ -32,6 +32,9 @@ func TestV1Verdicts(t *testing.T) {
 	t.Run("primary", func(t *testing.T) { synctest.Test(t, func(t *testing.T) { testVerdicts(t, false) }) })
 }
 
+// mistype returns the secret with another last character.
+func mistype(secret string) string { return secret[:len(secret)-1] + string(secret[len(secret)-1]^1) }
+
 func testVerdicts(t *testing.T, memory bool) {
 	t.Helper()
 	feed := newMemoryFeed()
@@ -79,6 +82,9 @@ func testVerdicts(t *testing.T, memory bool) {
 		{"payments disabled", Request{Secret: disabled}, keys.Valid},     // V5
 		{"malformed", Request{Secret: live[:len(live)-1]}, keys.Malformed},
 		{"empty", Request{}, keys.Malformed},
+		{"mistyped", Request{Secret: mistype(live)}, keys.Malformed},
+		{"mistyped, of another environment", Request{Secret: mistype(live), Environment: keys.Test}, keys.Malformed},
+		{"a mistyped one that was revoked", Request{Secret: mistype(revoked)}, keys.Malformed},
 		{"unknown", Request{Secret: unknown}, keys.Unknown},
 		{"not genuine", Request{Secret: forged}, keys.Unknown},
 		{"revoked", Request{Secret: revoked}, keys.Revoked},
@@ -737,7 +743,7 @@ func BenchmarkVerify(b *testing.B) {
 			}
 			mistyped := make([]string, len(sample))
 			for i, secret := range sample {
-				mistyped[i] = secret[:len(secret)-1] + string(secret[len(secret)-1]^1)
+				mistyped[i] = mistype(secret)
 			}
 			ask := func(name string, secrets []string, account string, want keys.Reason) {
 				b.Run(name, func(b *testing.B) { benchmarkReason(b, v, secrets, account, want) })
