@@ -42,7 +42,7 @@ func NewRequestIDs(format token.Format) RequestIDs {
 
 func (g RequestIDs) next() string {
 	var b [64]byte
-	return string(strconv.AppendUint(append(b[:0], g.process...), g.count.Add(1), 36))
+	return string(strconv.AppendUint(append(b[:0], g.process...), g.count.Add(1), 32))
 }
 
 // Of keeps the client's request id when there is one, it has 1–128 letters, digits and

@@ -57,7 +57,7 @@ type Verifier interface {
 // Metrics counts what passes.
 type Metrics interface {
 	// Verification counts one verification through a door; err means that it was not decided.
-	Verification(door string, v verify.Verdict, err error)
+	Verification(door string, v *verify.Verdict, err error)
 	// Check counts one check by the HTTP status it told Envoy, 200 for one that passes.
 	Check(status int, panicked bool, took time.Duration)
 }
@@ -188,7 +188,7 @@ func (s *Server) authorize(ctx context.Context, c *check, in *authv3.CheckReques
 	}
 	v, err = door.Authorize(c.request.asked, rules.Rules, func(r verify.Request) (verify.Verdict, error) {
 		verdict, err := s.cfg.Verifier.Verify(ctx, r)
-		s.cfg.Metrics.Verification(name, verdict, err)
+		s.cfg.Metrics.Verification(name, &verdict, err)
 		if err != nil {
 			return verdict, &keys.Unavailable{Err: err}
 		}

@@ -104,6 +104,14 @@ func rulesInQuery(u *url.URL) (r door.Rules, err error) {
 	return r, err
 }
 
+// parameter returns a parameter, nil when it was not given. It is known to be given once at most.
+func parameter(values url.Values, name string) *string {
+	if list := values[name]; len(list) > 0 {
+		return &list[0]
+	}
+	return nil
+}
+
 // always is the rules of a path that Envoy's HTTP mode is configured with. Envoy puts the client's own path and query after it: neither may
 // change what is demanded, so nothing of them is read.
 func always(r door.Rules) func(*url.URL) (door.Rules, error) {

@@ -3,7 +3,9 @@ package server
 import (
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/syncgram/keyward/internal/credential"
 	"github.com/syncgram/keyward/internal/keys"
@@ -15,31 +17,27 @@ var inactive = []byte(`{"active":false}`)
 
 // introspect answers POST /v1/introspect (V4, RFC 7662).
 func (s *Server) introspect(x *exchange) error {
-	form, err := x.readForm()
+	var secret, accountID, env, revision *string
+	err := x.readForm(field{"token", &secret}, field{"connected_account_id", &accountID}, field{"env", &env}, field{"min_revision", &revision})
 	if err != nil {
 		return err
 	}
-	for _, name := range [...]string{"token", "connected_account_id", "env", "min_revision"} {
-		if len(form[name]) > 1 {
-			return keys.Invalid(name, name+" must be given once.") // RFC 6749 section 3.2
-		}
-	}
-	if form.Get("token") == "" {
+	if secret == nil || *secret == "" {
 		return keys.Invalid("token", "token is required: the secret to introspect.")
 	}
-	r := verify.Request{Secret: form.Get("token")}
-	if r.Environment, err = environment("env", parameter(form, "env")); err != nil {
+	r := verify.Request{Secret: *secret}
+	if r.Environment, err = environment("env", env); err != nil {
 		return err
 	}
-	least, err := number("min_revision", parameter(form, "min_revision"))
+	least, err := number("min_revision", revision)
 	if err != nil {
 		return err
 	}
 	if r.MinRevision, err = minRevision(least); err != nil {
 		return err
 	}
-	account, err := connectedAccount(x.r.Header, parameter(form, "connected_account_id"))
-	if form.Has("connected_account_id") && account == "" || err != nil {
+	account, err := connectedAccount(x.r.Header, accountID)
+	if accountID != nil && account == "" || err != nil {
 		account = credential.NotAnAccount // a form that cannot be meant is one more token that is not accepted
 	}
 	r.ConnectedAccountID = account
@@ -81,19 +79,12 @@ func appendIntrospection(b []byte, v *verify.Verdict) []byte {
 	return append(b, '}')
 }
 
-// parameter returns a form's parameter, nil when it was not given. It is known to be given once at most.
-func parameter(form url.Values, name string) *string {
-	if list := form[name]; len(list) > 0 {
-		return &list[0]
-	}
-	return nil
-}
-
-// readForm reads the body as a form. Parameters that are not known are ignored (RFC 7662 section 2.1).
-func (x *exchange) readForm() (url.Values, error) {
+// readForm reads the body as a form into the fields, each a **string. Parameters that are not known are ignored (RFC 7662 section 2.1), and
+// none may be given twice (RFC 6749 section 3.2).
+func (x *exchange) readForm(fields ...field) error {
 	const form = "application/x-www-form-urlencoded"
 	if err := contentType(x.r.Header, form, "Send the body as Content-Type: "+form+"."); err != nil {
-		return nil, err
+		return err
 	}
 	buf := bodies.Get().(*[maxBody + 1]byte)
 	n, err := readBody(x.r, buf)
@@ -102,11 +93,29 @@ func (x *exchange) readForm() (url.Values, error) {
 		bodies.Put(buf)
 	}()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	values, err := url.ParseQuery(string(buf[:n]))
-	if err != nil {
-		return nil, keys.Invalid("", "The body must be one form.")
+	return parseForm(string(buf[:n]), fields)
+}
+
+// parseForm is url.ParseQuery into the fields: it makes no map of what nobody asked for.
+func parseForm(text string, fields []field) error {
+	for pair := range strings.SplitSeq(text, "&") {
+		name, value, _ := strings.Cut(pair, "=")
+		name, nameErr := url.QueryUnescape(name)
+		value, valueErr := url.QueryUnescape(value)
+		if nameErr != nil || valueErr != nil || strings.Contains(pair, ";") {
+			return keys.Invalid("", "The body must be one form.")
+		}
+		i := slices.IndexFunc(fields, func(f field) bool { return f.name == name })
+		if i < 0 {
+			continue
+		}
+		into := fields[i].into.(**string)
+		if *into != nil {
+			return keys.Invalid(name, name+" must be given once.")
+		}
+		*into = &value
 	}
-	return values, nil
+	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"net/url"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -180,4 +181,27 @@ func TestV1AppendVerdict(t *testing.T) {
 			t.Errorf("%q: %s", name, diff)
 		}
 	}
+}
+
+// A form is read as url.ParseQuery reads it, but for a parameter that is given twice (V4).
+func FuzzParseForm(f *testing.F) {
+	for _, seed := range []string{"", "a=1", "a=1&b=2", "a=1&a=2", "a", "a=", "=1", "&&a=1&", "a=%31%zz", "%61=+%2B+", "a=1;b=2", "a=b=c", "c=1&c=2&a=%"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		var a, b *string
+		err := parseForm(text, []field{{"a", &a}, {"b", &b}})
+		values, malformed := url.ParseQuery(text)
+		if twice := len(values["a"]) > 1 || len(values["b"]) > 1; (err != nil) != (malformed != nil || twice) {
+			t.Fatalf("%q: %v, url.ParseQuery: %v %v", text, err, values, malformed)
+		}
+		if err != nil {
+			return
+		}
+		for name, got := range map[string]*string{"a": a, "b": b} {
+			if diff := cmp.Diff(parameter(values, name), got); diff != "" {
+				t.Errorf("%q: %s (-url.ParseQuery +parseForm):\n%s", text, name, diff)
+			}
+		}
+	})
 }

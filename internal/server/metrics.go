@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -48,17 +49,27 @@ type (
 // lookedUp remembers metrics by what they are counted under, because every verification counts several.
 // There are no more of them than labels of the registry.
 type lookedUp[K comparable, M any] struct {
-	found sync.Map // K to M
+	found sync.Map                    // K to *entry[K, M]
+	last  atomic.Pointer[entry[K, M]] // most requests are answered as the one before
 	find  func(K) M
 }
 
+type entry[K comparable, M any] struct {
+	key    K
+	metric M
+}
+
 func (l *lookedUp[K, M]) of(k K) M {
-	if m, ok := l.found.Load(k); ok {
-		return m.(M)
+	if e := l.last.Load(); e != nil && e.key == k {
+		return e.metric
 	}
-	m := l.find(k)
-	l.found.Store(k, m)
-	return m
+	found, ok := l.found.Load(k)
+	if !ok {
+		found, _ = l.found.LoadOrStore(k, &entry[K, M]{k, l.find(k)})
+	}
+	e := found.(*entry[K, M])
+	l.last.Store(e)
+	return e.metric
 }
 
 // NewMetrics returns metrics with a registry of their own.
@@ -116,7 +127,7 @@ func (m *Metrics) Act(action keys.Action, outcome string, took time.Duration) {
 }
 
 // Verification counts one verification through a door; err means that it was not decided.
-func (m *Metrics) Verification(door string, v verify.Verdict, err error) {
+func (m *Metrics) Verification(door string, v *verify.Verdict, err error) {
 	labels := verdictLabels{door, v.Path.String(), v.Reason}
 	if err != nil {
 		labels.path, labels.reason = "closed", "undecided"

@@ -21,7 +21,7 @@ const (
 // decide asks for a verdict and counts it. The error is a 503 (V1).
 func (s *Server) decide(x *exchange, door string, r verify.Request) (verify.Verdict, error) {
 	verdict, err := s.cfg.Verifier.Verify(x.ctx, r)
-	s.cfg.Metrics.Verification(door, verdict, err)
+	s.cfg.Metrics.Verification(door, &verdict, err)
 	if err != nil {
 		return verdict, &keys.Unavailable{Err: err}
 	}
@@ -116,19 +116,29 @@ func appendVerdict(b []byte, v *verify.Verdict) []byte {
 	return append(b, '}')
 }
 
+// literal marks the bytes that stand for themselves in a JSON string, but for those of other alphabets.
+var literal = func() (is [256]bool) {
+	for c := ' '; c < utf8.RuneSelf; c++ {
+		is[c] = c != '"' && c != '\\'
+	}
+	return is
+}()
+
 // appendText appends a member whose value is text.
 func appendText(b []byte, name, text string) []byte {
 	b = append(b, ',', '"')
 	b = append(b, name...)
 	b = append(b, '"', ':')
+	plain := true
 	for i := range len(text) {
-		if c := text[i]; c < ' ' || c >= utf8.RuneSelf || c == '"' || c == '\\' {
-			quoted, err := json.Marshal(text)
-			if err != nil { // a string always has a JSON form
-				quoted = []byte(`""`)
-			}
-			return append(b, quoted...)
+		plain = plain && literal[text[i]]
+	}
+	if !plain {
+		quoted, err := json.Marshal(text)
+		if err != nil { // a string always has a JSON form
+			quoted = []byte(`""`)
 		}
+		return append(b, quoted...)
 	}
 	b = append(b, '"')
 	b = append(b, text...)
