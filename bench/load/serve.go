@@ -217,7 +217,7 @@ func (o operations) Engine() string                            { return o.engine
 
 // serveUntilTold serves on free loopback ports, says where, and answers each line on in with the
 // processor time used so far, in nanoseconds, until in ends.
-func serveUntilTold(srv *http.Server, check door, first started, in *bufio.Reader, out io.Writer) error {
+func serveUntilTold(srv, check door, first started, in *bufio.Reader, out io.Writer) error {
 	doors := []door{srv, check}
 	served := make(chan error, len(doors))
 	for i, at := range []*string{&first.Address, &first.Check} {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"strings"
 	"sync"
@@ -87,21 +86,6 @@ type doorway interface {
 	Serve(l net.Listener) error         // nil once it was ended
 	Shutdown(ctx context.Context) error // ends it when what runs is answered
 	Close() error                       // ends it at once
-}
-
-// httpDoor is a doorway over HTTP.
-type httpDoor struct{ *http.Server }
-
-func (d httpDoor) Serve(l net.Listener) (err error) {
-	if d.TLSConfig != nil {
-		err = d.Server.ServeTLS(l, "", "")
-	} else {
-		err = d.Server.Serve(l)
-	}
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
-	}
-	return err
 }
 
 // Times of a node's life.
@@ -215,9 +199,9 @@ func (n *node) advertised() string {
 // read it was. The database has logged it by table and id.
 func (n *node) refuseRow(table, id string, _ error) { n.verifier.RefuseRow(table, id) }
 
-func (n *node) addHTTP(name, address string, s *http.Server, config *tls.Config) {
+func (n *node) addHTTP(name, address string, s server.HTTPServer, config *tls.Config) {
 	s.TLSConfig = config
-	n.listeners = append(n.listeners, &listener{name: name, address: address, door: httpDoor{s}, tls: config != nil})
+	n.listeners = append(n.listeners, &listener{name: name, address: address, door: s, tls: config != nil})
 }
 
 // tlsConfigs returns nothing when there is no certificate.

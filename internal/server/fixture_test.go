@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -147,11 +148,23 @@ func newFixture(t *testing.T, change ...func(*setup)) *fixture {
 }
 
 func (f *fixture) listen(h http.Handler, logger *slog.Logger) string {
-	srv := httptest.NewUnstartedServer(nil)
-	srv.Config = NewHTTPServer(h, Limits{}, logger)
-	srv.Start()
-	f.t.Cleanup(srv.Close)
-	return srv.URL
+	return f.serve(NewHTTPServer(h, Limits{}, logger))
+}
+
+// serve serves on a free port until the test ends, and returns the URL.
+func (f *fixture) serve(srv HTTPServer) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(l) }()
+	f.t.Cleanup(func() {
+		if err := errors.Join(srv.Close(), <-served); err != nil {
+			f.t.Error(err)
+		}
+	})
+	return "http://" + l.Addr().String()
 }
 
 func (f *fixture) now() time.Time { return time.Now().Add(time.Duration(f.offset.Load())) }

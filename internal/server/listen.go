@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"sync"
@@ -22,16 +23,33 @@ type Limits struct {
 	Idle       time.Duration // between two requests of a connection; 75 s
 }
 
-// NewHTTPServer returns a server for one listener, ready for Serve or ServeTLS. Headers may have 16 KiB:
+// HTTPServer serves one listener.
+type HTTPServer struct{ *http.Server }
+
+// Serve answers the connections of l, over TLS when there is a TLSConfig, until Shutdown or Close, and is then nil.
+func (s HTTPServer) Serve(l net.Listener) (err error) {
+	l = lazyListener{l}
+	if s.TLSConfig != nil {
+		err = s.ServeTLS(l, "", "")
+	} else {
+		err = s.Server.Serve(l)
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// NewHTTPServer returns a server for one listener, ready for Serve. Headers may have 16 KiB:
 // the handler answers 431 beyond that, and net/http itself ends what is much longer.
-func NewHTTPServer(h http.Handler, l Limits, logger *slog.Logger) *http.Server {
+func NewHTTPServer(h http.Handler, l Limits, logger *slog.Logger) HTTPServer {
 	or := func(d, otherwise time.Duration) time.Duration {
 		if d == 0 {
 			return otherwise
 		}
 		return d
 	}
-	return &http.Server{
+	return HTTPServer{&http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: or(l.ReadHeader, 5*time.Second),
 		ReadTimeout:       or(l.Read, 15*time.Second),
@@ -41,7 +59,7 @@ func NewHTTPServer(h http.Handler, l Limits, logger *slog.Logger) *http.Server {
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
 
 		DisableGeneralOptionsHandler: true, // OPTIONS * has a request id too (C26)
-	}
+	}}
 }
 
 // TLSFiles are the files of a listener's TLS.

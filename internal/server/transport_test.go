@@ -22,7 +22,6 @@ import (
 	"math/big"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -332,15 +331,12 @@ func TestSmuggling(t *testing.T) {
 // C6: a body that never ends is given up on, and refused.
 func TestBodyDeadline(t *testing.T) {
 	f := newFixture(t)
-	srv := httptest.NewUnstartedServer(nil)
-	srv.Config = NewHTTPServer(f.server.Internal(), Limits{Read: 200 * time.Millisecond, ReadHeader: 200 * time.Millisecond}, slog.New(slog.DiscardHandler))
-	srv.Start()
-	defer srv.Close()
-	got := raw(t, srv.URL, "POST /v1/verify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+	url := f.serve(NewHTTPServer(f.server.Internal(), Limits{Read: 200 * time.Millisecond, ReadHeader: 200 * time.Millisecond}, slog.New(slog.DiscardHandler)))
+	got := raw(t, url, "POST /v1/verify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
 	if !strings.HasPrefix(got, "HTTP/1.1 400 ") || !strings.Contains(got, "did not arrive whole") {
 		t.Errorf("a slow body: %s", got)
 	}
-	if got := raw(t, srv.URL, "POST /v1/verify HTTP/1.1\r\nHost: x\r\n"); strings.HasPrefix(got, "HTTP/1.1 2") {
+	if got := raw(t, url, "POST /v1/verify HTTP/1.1\r\nHost: x\r\n"); strings.HasPrefix(got, "HTTP/1.1 2") {
 		t.Errorf("slow headers: %s", got)
 	}
 }
@@ -670,7 +666,7 @@ func TestR3TLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := make(chan error)
-	go func() { done <- srv.ServeTLS(l, "", "") }()
+	go func() { done <- srv.Serve(l) }()
 	defer func() {
 		if err := srv.Close(); err != nil {
 			t.Error(err)
