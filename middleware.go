@@ -49,6 +49,7 @@ func logErrors(r *http.Request, _ Verdict, err error) {
 //
 // Refusals are application/problem+json (RFC 9457):
 //
+//	400  a secret in the URL
 //	401  no valid key, the same answer whatever the reason, with WWW-Authenticate
 //	403  the connected account is not one of the caller's
 //	503  it could not be decided, with Retry-After: nothing is let through on a doubt
@@ -72,8 +73,12 @@ type guard struct {
 }
 
 func (g *guard) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
+	if credential.InURL(r.RequestURI, r.URL.Path, r.URL.RawQuery) {
+		refuse(w, r, secretInURL)
+		return
+	}
 	secret, ok := credential.Secret(r.Header["Authorization"], r.Header["X-Api-Key"])
-	if !ok || credential.InURL(r.RequestURI, r.URL.Path, r.URL.RawQuery) {
+	if !ok {
 		refuse(w, r, unauthorized)
 		return
 	}
@@ -113,8 +118,12 @@ func withoutIdentity(h http.Header) http.Header {
 	return clean
 }
 
-// The three refusals. They are fixed, so that they tell a guesser nothing.
+// The refusals. They are fixed, so that they tell a guesser nothing.
 var (
+	secretInURL = api.Problem{
+		Title: "Invalid request", Status: http.StatusBadRequest, Code: api.InvalidRequest,
+		Detail: "A secret must never be part of a URL: URLs are logged and remembered. Send it in a header, and roll the key it belongs to.",
+	}
 	unauthorized = api.Problem{
 		Title: "Invalid token", Status: http.StatusUnauthorized, Code: api.InvalidToken,
 		Detail: "Send a valid API key as Authorization: Bearer, as the user name of HTTP Basic or as X-API-Key; one of them, and never in the URL.",

@@ -88,12 +88,12 @@ func TestV2Credential(t *testing.T) {
 		{"basic, no colon", "/", []header{{"Authorization", "Basic " + base64.StdEncoding.EncodeToString([]byte(secret))}}, 401},
 		{"longer than any secret", "/", []header{{"X-API-Key", strings.Repeat("a", 8<<10)}}, 401},
 
-		{"in the query", "/?api_key=" + secret, nil, 401},
-		{"in the query too", "/?api_key=" + secret, []header{{"X-API-Key", secret}}, 401},
-		{"in the query, escaped", "/?a=b;c=" + escaped, []header{{"X-API-Key", secret}}, 401},
-		{"in the query beside a bad escape", "/?bad=%zz&k=" + escaped, []header{{"X-API-Key", secret}}, 401},
-		{"as a parameter's name", "/?" + secret, []header{{"X-API-Key", secret}}, 401},
-		{"in the path", "/keys/" + escaped, []header{{"X-API-Key", secret}}, 401},
+		{"in the query", "/?api_key=" + secret, nil, 400},
+		{"in the query too", "/?api_key=" + secret, []header{{"X-API-Key", secret}}, 400},
+		{"in the query, escaped", "/?a=b;c=" + escaped, []header{{"X-API-Key", secret}}, 400},
+		{"in the query beside a bad escape", "/?bad=%zz&k=" + escaped, []header{{"X-API-Key", secret}}, 400},
+		{"as a parameter's name", "/?" + secret, []header{{"X-API-Key", secret}}, 400},
+		{"in the path", "/keys/" + escaped, []header{{"X-API-Key", secret}}, 400},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			r := httptest.NewRequest("GET", tc.target, nil)
@@ -105,7 +105,10 @@ func TestV2Credential(t *testing.T) {
 			if w.Code != tc.status {
 				t.Fatalf("status = %d, want %d", w.Code, tc.status)
 			}
-			if w.Code == 401 {
+			switch w.Code {
+			case 400:
+				checkProblem(t, w, api.InvalidRequest)
+			case 401:
 				checkProblem(t, w, api.InvalidToken)
 			}
 		})

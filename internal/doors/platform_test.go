@@ -31,6 +31,7 @@ import (
 func TestMain(m *testing.M) {
 	code := keywardtest.Main(m)
 	pgtest.ReapAll()
+	_ = os.RemoveAll(installRoot) // "" when nothing was installed
 	os.Exit(code)
 }
 
@@ -48,10 +49,13 @@ type platform struct {
 	checked   *httptest.Server // the API behind the Go middleware
 	live      *httptest.Server // the same, for live keys alone
 	grpc      func(request, int) (answer, error)
-	envoy     []authv3.AuthorizationClient // of each node
-	users     int
-	secrets   []string
-	token     string // of the internal listeners
+
+	typescript express
+	express    *keywardtest.Output
+	envoy      []authv3.AuthorizationClient // of each node
+	users      int
+	secrets    []string
+	token      string // of the internal listeners
 }
 
 const lease = 2 * time.Second
@@ -98,6 +102,7 @@ func newPlatform(t *testing.T) *platform {
 	p.nginx = startNginx(p)
 	p.caddy = startCaddy(p)
 	p.traefik = newTraefik(p)
+	p.typescript = startExpress(p, addresses)
 	return p
 }
 
@@ -112,6 +117,7 @@ func (p *platform) search() {
 			written[name] = text
 		}
 	}
+	written["Express"] = p.express.String()
 	if strings.Contains(written["Caddy caddy.log"], "expression") {
 		p.t.Error("Caddy: an expression of the Caddyfile fails")
 	}

@@ -19,7 +19,7 @@ declare module "http" {
  *
  * The secret is taken from Authorization: Bearer, from HTTP Basic as the user name without a password, or from X-API-Key. A request with two
  * that differ, with several Authorization headers, or with a secret in its URL is refused. X-Connected-Account-ID narrows it to a
- * connected account of the key's organization. Refusals are application/problem+json: 401 for no valid key, whatever the reason;
+ * connected account of the key's organization. Refusals are application/problem+json: 400 for a secret in the URL; 401 for no valid key, whatever the reason;
  * 403 for a connected account that is not the caller's; 503 when it could not be decided. X-Keyward-* request headers are removed.
  */
 export function keyward(verifier: Verifier, options: GateOptions = {}): (req: IncomingMessage, res: ServerResponse, next: (error?: unknown) => void) => Promise<void> {

@@ -26,7 +26,7 @@ export interface Asked {
 
 /** An answer that ends the request. */
 export interface Refusal {
-  readonly status: 401 | 403 | 503;
+  readonly status: 400 | 401 | 403 | 503;
   readonly headers: Readonly<Record<string, string>>;
   readonly body: string;
 }
@@ -50,8 +50,11 @@ export class Gate {
   async decide(asked: Asked): Promise<Identity | Refusal> {
     const requestID = [asked.requestID, ...asked.values("x-request-id")].find(sane) ?? `req_${randomUUID().replaceAll("-", "")}`;
     try {
+      if (holdsSecret(asked.url)) {
+        return refuse(secretInURL, requestID);
+      }
       const secret = secretOf(asked.values("authorization"), asked.values("x-api-key"));
-      if (secret === undefined || holdsSecret(asked.url)) {
+      if (secret === undefined) {
         return refuse(unauthorized, requestID);
       }
       const account = accountOf(asked.values("x-connected-account-id"));
@@ -86,7 +89,11 @@ function logErrors(seen: Observation): void {
 
 type Problem = Pick<components["schemas"]["Problem"], "title" | "status" | "code" | "detail" | "param"> & { status: Refusal["status"] };
 
-// The three refusals. They are fixed, so that they tell a guesser nothing.
+// The refusals. They are fixed, so that they tell a guesser nothing.
+const secretInURL: Problem = {
+  title: "Invalid request", status: 400, code: "invalid_request",
+  detail: "A secret must never be part of a URL: URLs are logged and remembered. Send it in a header, and roll the key it belongs to.",
+};
 const unauthorized: Problem = {
   title: "Invalid token", status: 401, code: "invalid_token",
   detail: "Send a valid API key as Authorization: Bearer, as the user name of HTTP Basic or as X-API-Key; one of them, and never in the URL.",

@@ -157,13 +157,13 @@ const cases: [name: string, headers: Headers, status: number, options?: GateOpti
   ["basic as password", { Authorization: basic(":" + secrets.live) }, 401],
   ["basic without a colon", { Authorization: basic(secrets.live) }, 401],
   ["basic, not base64", { Authorization: "Basic !" + basic(secrets.live + ":").slice(6) }, 401],
-  ["in the query", { "X-API-Key": secrets.live }, 401, { path: "/v1/x?key=" + secrets.live }],
-  ["in the query, escaped", { "X-API-Key": secrets.live }, 401, { path: "/v1/x?bad=%zz&key=" + secrets.live.replaceAll("_", "%5f") }],
-  ["in the query, escaped twice", { "X-API-Key": secrets.live }, 401, { path: "/v1/x?key=" + secrets.live.replaceAll("_", "%255F") }],
-  ["in the path", { "X-API-Key": secrets.live }, 401, { path: "/v1/" + secrets.live.replaceAll("_", "%5F") }],
+  ["in the query", { "X-API-Key": secrets.live }, 400, { path: "/v1/x?key=" + secrets.live }],
+  ["in the query, escaped", { "X-API-Key": secrets.live }, 400, { path: "/v1/x?bad=%zz&key=" + secrets.live.replaceAll("_", "%5f") }],
+  ["in the query, escaped twice", { "X-API-Key": secrets.live }, 400, { path: "/v1/x?key=" + secrets.live.replaceAll("_", "%255F") }],
+  ["in the path", { "X-API-Key": secrets.live }, 400, { path: "/v1/" + secrets.live.replaceAll("_", "%5F") }],
 ];
 
-const codes: Record<number, string> = { 401: "invalid_token", 403: "connected_account", 503: "unavailable" };
+const codes: Record<number, string> = { 400: "invalid_request", 401: "invalid_token", 403: "connected_account", 503: "unavailable" };
 
 for (const [framework, start] of Object.entries(frameworks)) {
   test(`V4 ${framework}`, async (t) => {
@@ -277,7 +277,7 @@ test("V2 a secret in the path that Express mounts at", async (t) => {
   t.after(() => { server.closeAllConnections(); server.close(); });
   const { port } = server.address() as AddressInfo;
   assert.equal((await ask(port, { "X-API-Key": "s" }, "/acme/payments")).status, 200);
-  assert.equal((await ask(port, { "X-API-Key": "s" }, `/${secrets.unknown}/payments`)).status, 401);
+  assert.equal((await ask(port, { "X-API-Key": "s" }, `/${secrets.unknown}/payments`)).status, 400);
 });
 
 test("env is one", () => {

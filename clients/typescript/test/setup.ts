@@ -15,7 +15,7 @@ export interface Setup {
 
 const given = process.env["KEYWARD_TEST"];
 if (!given) {
-  throw new Error("these tests are run by: go test ./clients/typescript");
+  throw new Error("these tests are run by: go test ./internal/doors");
 }
 export const setup: Setup = JSON.parse(given);
 

@@ -1,5 +1,4 @@
-// Package typescript runs the tests of the TypeScript client against the real server.
-package typescript
+package doors
 
 import (
 	"bytes"
@@ -12,14 +11,14 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/syncgram/keyward/internal/keywardtest"
 )
-
-func TestMain(m *testing.M) { os.Exit(keywardtest.Main(m)) }
 
 // setup is what the tests in test/ are told; see test/setup.ts.
 type setup struct {
@@ -42,9 +41,11 @@ type doomed struct {
 // V4: the client, the middleware for each framework and an independent OAuth client, on Node against the real server. The types are
 // those that the OpenAPI document gives.
 func TestV4TypeScript(t *testing.T) {
-	dir := install(t)
-	npm(t, dir, "run", "generate")
-	committed, err := os.ReadFile("src/openapi.ts")
+	dir := installed(t)
+	if err := npm(dir, "run", "generate"); err != nil {
+		t.Fatal(err)
+	}
+	committed, err := os.ReadFile(typescript + "src/openapi.ts")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +57,9 @@ func TestV4TypeScript(t *testing.T) {
 		t.Fatalf("src/openapi.ts is not what api/openapi.yaml gives; npm run generate, in clients/typescript (-want +got):\n%s", diff)
 	}
 	writeDocumented(t, dir)
-	npm(t, dir, "run", "build")
+	if err := npm(dir, "run", "build"); err != nil {
+		t.Fatal(err)
+	}
 
 	const token = "a+token/of%the-internal:listener" // what form encoding changes
 	tokens := filepath.Join(t.TempDir(), "tokens")
@@ -93,39 +96,100 @@ func TestV4TypeScript(t *testing.T) {
 	}
 }
 
-// install copies the client, as git has it, beside the OpenAPI document, and installs what it is developed with. The tree stays as it is.
-func install(t *testing.T) string {
+// typescript is where the client is.
+const typescript = "../../clients/typescript/"
+
+// installed returns a folder with the client, as git has it, beside the OpenAPI document, with what it is developed with, and built. It
+// is made once, and TestMain takes it away. The tree stays as it is.
+func installed(t *testing.T) string {
 	t.Helper()
+	dir, err := install()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// installRoot is where install has put things, if it has.
+var installRoot string
+
+var install = sync.OnceValues(func() (dir string, err error) {
 	for _, program := range []string{"node", "npm"} {
 		if _, err := exec.LookPath(program); err != nil {
-			t.Fatalf("%v: these tests need Node 18 or newer with npm: sudo apt-get install nodejs npm", err)
+			return "", fmt.Errorf("%w: these tests need Node 18 or newer with npm: sudo apt-get install nodejs npm", err)
 		}
 	}
-	root := t.TempDir()
-	dir := filepath.Join(root, "clients", "typescript")
-	err := filepath.WalkDir(".", func(p string, d fs.DirEntry, err error) error {
+	if installRoot, err = os.MkdirTemp("", "keyward-typescript-"); err != nil {
+		return "", err
+	}
+	dir = filepath.Join(installRoot, "clients", "typescript")
+	err = filepath.WalkDir(typescript, func(p string, d fs.DirEntry, err error) error {
+		to := filepath.Join(dir, strings.TrimPrefix(p, typescript))
 		switch {
 		case err != nil:
 			return err
 		case d.IsDir() && (d.Name() == "node_modules" || d.Name() == "dist"):
 			return fs.SkipDir
 		case d.IsDir():
-			return os.MkdirAll(filepath.Join(dir, p), 0o755)
+			return os.MkdirAll(to, 0o755)
 		default:
-			return copyFile(p, filepath.Join(dir, p))
+			return copyFile(p, to)
 		}
 	})
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
-	if err := os.Mkdir(filepath.Join(root, "api"), 0o755); err != nil {
-		t.Fatal(err)
+	if err := os.Mkdir(filepath.Join(installRoot, "api"), 0o755); err != nil {
+		return "", err
 	}
-	if err := copyFile("../../api/openapi.yaml", filepath.Join(root, "api/openapi.yaml")); err != nil {
-		t.Fatal(err)
+	if err := copyFile("../../api/openapi.yaml", filepath.Join(installRoot, "api/openapi.yaml")); err != nil {
+		return "", err
 	}
-	npm(t, dir, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline")
-	return dir
+	if err := npm(dir, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"); err != nil {
+		return "", err
+	}
+	return dir, npm(dir, "run", "build")
+})
+
+// express is where two payments APIs in Express are, behind the client's middleware: one for every key, one for live keys alone.
+type express struct{ checked, live string }
+
+// startExpress runs test/door.ts until the test ends. It asks the nodes at addresses.
+func startExpress(p *platform, addresses []string) (x express) {
+	p.t.Helper()
+	config, err := json.Marshal(map[string]any{"addresses": addresses, "token": p.token})
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	cmd := exec.Command("node", "dist/test/door.js")
+	cmd.Dir = installed(p.t)
+	cmd.Env = append(os.Environ(), "KEYWARD_DOOR="+string(config))
+	cmd.SysProcAttr = keywardtest.DieWithParent(syscall.SIGKILL)
+	p.express = keywardtest.NewOutput()
+	cmd.Stderr = p.express
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	p.t.Cleanup(func() {
+		_ = cmd.Process.Kill() // it may have ended
+		_ = cmd.Wait()
+	})
+	if _, err := fmt.Fscanln(out, &x.checked, &x.live); err != nil {
+		p.t.Fatalf("test/door.ts: %v\n%s", err, p.express)
+	}
+	return x
+}
+
+func (p *platform) askExpress(r request, _ int) (answer, error) {
+	base := p.typescript.checked
+	if r.env != "" {
+		base = p.typescript.live
+	}
+	return p.post(base+"/v1/payments"+r.query, r)
 }
 
 // writeDocumented puts the code blocks of the client's page beside the tests, for the compiler to judge.
@@ -154,13 +218,13 @@ func copyFile(from, to string) error {
 	return os.WriteFile(to, b, 0o644)
 }
 
-func npm(t *testing.T, dir string, args ...string) {
-	t.Helper()
+func npm(dir string, args ...string) error {
 	cmd := exec.Command("npm", args...)
 	cmd.Dir = dir
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("npm %s: %v\n%s", strings.Join(args, " "), err, out)
+		return fmt.Errorf("npm %s: %w\n%s", strings.Join(args, " "), err, out)
 	}
+	return nil
 }
 
 // frozen is an address that takes connections and answers nothing, as a process that stands still does.
@@ -176,7 +240,7 @@ func frozen(t *testing.T) string {
 
 // A lock file that names where packages were found would send everybody there.
 func TestLockFileNamesNoRegistry(t *testing.T) {
-	lock, err := os.ReadFile("package-lock.json")
+	lock, err := os.ReadFile(typescript + "package-lock.json")
 	if err != nil {
 		t.Fatal(err)
 	}
