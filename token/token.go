@@ -97,26 +97,31 @@ func (f Format) Generate(env Environment) (Secret, error) {
 // guard against typing errors and noise, not a proof.
 func (f Format) Parse(s string) (Environment, Digest, error) {
 	env, d, err := f.Outline(s)
-	if err != nil {
-		return "", Digest{}, err
-	}
-	body := s[len(f.word)+envLength:]
-	for i := range len(body) {
-		if !isBase62(body[i]) {
-			return "", Digest{}, ErrMalformed
-		}
-	}
-	covered := len(s) - checksumLength
-	var sum [checksumLength]byte
-	checksum(&sum, crcOf(s[:covered]))
-	if s[covered:] != string(sum[:]) {
+	if err != nil || !f.Intact(s) {
 		return "", Digest{}, ErrMalformed
 	}
 	return env, d, nil
 }
 
-// Outline is Parse without a look at the alphabet and the checksum. Whoever finds the digest among those of
-// generated secrets has no need of either: s is that secret.
+// Intact is what Parse asks beyond Outline: whether the alphabet and the checksum of s are right.
+func (f Format) Intact(s string) bool {
+	if len(s) != f.length() {
+		return false
+	}
+	body := s[len(f.word)+envLength:]
+	for i := range len(body) {
+		if !isBase62(body[i]) {
+			return false
+		}
+	}
+	covered := len(s) - checksumLength
+	var sum [checksumLength]byte
+	checksum(&sum, crcOf(s[:covered]))
+	return s[covered:] == string(sum[:])
+}
+
+// Outline is Parse but for what Intact looks at. Whoever finds the digest among those of
+// generated secrets has no need of that: s is that secret.
 func (f Format) Outline(s string) (Environment, Digest, error) {
 	if len(s) != f.length() || !f.Resembles(s) {
 		return "", Digest{}, ErrMalformed

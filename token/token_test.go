@@ -390,6 +390,8 @@ func FuzzParse(f *testing.F) {
 			switch {
 			case (outlineErr == nil) != outlined || outlineErr != nil && outlineErr != ErrMalformed:
 				t.Errorf("Outline: %v, but has the outline of one = %v", outlineErr, outlined)
+			case outlineErr == nil && sk.Intact(s) != (err == nil):
+				t.Errorf("Intact: %t, but Parse: %v", sk.Intact(s), err)
 			case err == nil && (outlineEnv != env || outlineDigest != digest):
 				t.Error("Outline says another environment or digest than Parse")
 			}

@@ -8,7 +8,7 @@ import (
 )
 
 // lazyListener has connections whose deadlines cost next to nothing to put off. net/http sets seven for each request, nearly
-// always later than the one before, and each moves a timer of the runtime: together they cost as much as a
+// always later than the one before, and each moves a timer of the runtime: together they cost half as much as a
 // verification. Here a timer that would run out too early is left alone; when it has, it is set to what is wanted by then.
 // Deadlines mean what net.Conn says.
 type lazyListener struct{ net.Listener }

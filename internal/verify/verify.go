@@ -226,8 +226,8 @@ func (v *Verifier) Verify(ctx context.Context, r Request) (Verdict, error) {
 			return verdict, nil
 		}
 	}
-	// A secret that is known is well-formed; of any other the form is looked at now.
-	if _, _, err := v.cfg.Format.Parse(r.Secret); err != nil {
+	// A secret that is known is well-formed; whether any other is, is looked at now.
+	if !v.cfg.Format.Intact(r.Secret) {
 		return Verdict{Reason: keys.Malformed}, nil
 	}
 	if leased {
