@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -12,6 +13,14 @@ import (
 	"strings"
 	"time"
 
+	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
 	"github.com/syncgram/keyward/api"
 	"github.com/syncgram/keyward/internal/seal"
 )
@@ -20,6 +29,7 @@ type doctorCmd struct {
 	connection
 	format
 	PublicURL     string `setting:"" name:"public-url" help:"Base URL of the public listener, to check it too." placeholder:"URL"`
+	ExtAuthz      string `setting:"" name:"extauthz-address" help:"Address of the listener for Envoy, to check it too; over TLS when --server is https." placeholder:"HOST:PORT"`
 	MasterKeyFile string `setting:"" type:"path" help:"A master key file to check here." placeholder:"FILE"`
 	TLSCertFile   string `setting:"" name:"tls-cert-file" type:"path" help:"A certificate (PEM) to check here." placeholder:"FILE"`
 }
@@ -57,6 +67,9 @@ func (c *doctorCmd) Run(ctx context.Context, t *terminal) error {
 	checks := c.remote(ctx, cl)
 	if c.PublicURL != "" {
 		checks = append(checks, c.public(ctx, cl))
+	}
+	if c.ExtAuthz != "" {
+		checks = append(checks, checkExtAuthz(ctx, c.ExtAuthz, cl))
 	}
 	if c.MasterKeyFile != "" {
 		checks = append(checks, checkMasterKeyFile(c.MasterKeyFile))
@@ -133,6 +146,51 @@ func (c *doctorCmd) public(ctx context.Context, cl *client) api.Check {
 	var answered *answerError
 	if err := other.call(ctx, http.MethodGet, "/readyz", nil, nil); !errors.As(err, &answered) || answered.status != http.StatusNotFound {
 		k.Status, k.Detail = checkFail, "serves internal routes: it must not be the internal listener, nor may a proxy join the two"
+	}
+	return k
+}
+
+// checkExtAuthz asks what Envoy asks: whether the listener is ready, and about a request without a key, which must be refused for
+// that and for nothing else.
+func checkExtAuthz(ctx context.Context, address string, cl *client) api.Check {
+	k := api.Check{Name: "listener for Envoy", Status: checkFail}
+	trust := insecure.NewCredentials()
+	if strings.HasPrefix(cl.base, "https://") {
+		trust = credentials.NewTLS(cl.http.Transport.(*http.Transport).TLSClientConfig.Clone())
+	}
+	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(trust), grpc.WithNoProxy())
+	if err != nil {
+		k.Detail = err.Error()
+		return k
+	}
+	defer conn.Close()
+	health, err := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{Service: authv3.Authorization_ServiceDesc.ServiceName})
+	switch {
+	case err != nil:
+		k.Detail = "no answer: " + status.Convert(err).Message()
+		return k
+	case health.Status != healthv1.HealthCheckResponse_SERVING:
+		k.Detail = "not ready"
+		return k
+	}
+	if cl.token != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+cl.token)
+	}
+	answer, err := authv3.NewAuthorizationClient(conn).Check(ctx, &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
+		Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{Method: http.MethodGet, Path: "/"}},
+	}})
+	var problem api.Problem
+	switch denied := answer.GetDeniedResponse(); {
+	case err != nil:
+		k.Detail = "a check was not answered: " + status.Convert(err).Message()
+	case denied == nil:
+		k.Detail = "a request without a key passes"
+	case json.Unmarshal([]byte(denied.GetBody()), &problem) != nil:
+		k.Detail = "is not Keyward's"
+	case problem.Code != api.InvalidToken:
+		k.Detail = (&answerError{int(denied.GetStatus().GetCode()), problem}).Error()
+	default:
+		k.Status, k.Detail = checkOK, address
 	}
 	return k
 }
