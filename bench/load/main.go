@@ -90,7 +90,7 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 		f.PrintDefaults()
 	}
 	f.Var(&o.keys, "keys", "`number` of keys in the database; may be given several times (default 1000)")
-	f.Var(&o.endpoints, "endpoint", "`name` of the one endpoint to measure, as in the table; may be given several times (default all)")
+	f.Var(&o.endpoints, "endpoint", "`name` of an endpoint to measure, as in the table; may be given several times (default all)")
 	f.DurationVar(&o.duration, "duration", 10*time.Second, "time under load of each server with each endpoint, at most 10m")
 	f.DurationVar(&o.turn, "turn", 500*time.Millisecond, "time after which the other server has its turn, at least 10ms")
 	f.IntVar(&o.connections, "connections", 64, "connections that are kept busy, 1 to 1024")

@@ -58,13 +58,13 @@ var list = []seeded{
 	}}, verification, "TestP1LeaseCountsFromTheSending", false},
 
 	{"the lease is loaded after the look-up", []Defect{{File: verifyFile,
-		Old: `if held.lease.goodAt(read) {`,
-		New: `if v.view.Load().lease.goodAt(read) {`,
+		Old: `leased = held.lease.goodAt(read)`,
+		New: `leased = v.view.Load().lease.goodAt(read)`,
 	}}, verification, "TestC23TheLeaseIsTheOneLoadedFirst", true},
 
 	{"a background loop says healthy, and no clock is asked", []Defect{{File: verifyFile,
-		Old: `if held.lease.goodAt(read) {`,
-		New: `if v.healthy.Load() {`,
+		Old: `leased = held.lease.goodAt(read)`,
+		New: `leased = v.healthy.Load()`,
 	}, {File: verifyFile,
 		Old: `	lineage  lineage
 `,

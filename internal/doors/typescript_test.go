@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -157,6 +158,7 @@ type express struct{ checked, live string }
 // startExpress runs test/door.ts until the test ends. It asks the nodes at addresses.
 func startExpress(p *platform, addresses []string) (x express) {
 	p.t.Helper()
+	p.express = keywardtest.NewOutput()
 	config, err := json.Marshal(map[string]any{"addresses": addresses, "token": p.token})
 	if err != nil {
 		p.t.Fatal(err)
@@ -165,7 +167,6 @@ func startExpress(p *platform, addresses []string) (x express) {
 	cmd.Dir = installed(p.t)
 	cmd.Env = append(os.Environ(), "KEYWARD_DOOR="+string(config))
 	cmd.SysProcAttr = keywardtest.DieWithParent(syscall.SIGKILL)
-	p.express = keywardtest.NewOutput()
 	cmd.Stderr = p.express
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -178,7 +179,10 @@ func startExpress(p *platform, addresses []string) (x express) {
 		_ = cmd.Process.Kill() // it may have ended
 		_ = cmd.Wait()
 	})
+	tooLong := time.AfterFunc(keywardtest.Patience, func() { _ = cmd.Process.Kill() })
+	defer tooLong.Stop()
 	if _, err := fmt.Fscanln(out, &x.checked, &x.live); err != nil {
+		_ = cmd.Wait() // so that all it said is there
 		p.t.Fatalf("test/door.ts: %v\n%s", err, p.express)
 	}
 	return x

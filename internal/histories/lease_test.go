@@ -15,7 +15,7 @@ func TestHistoriesFindTheMissingLeaseCheck(t *testing.T) {
 	t.Parallel()
 	overlay := defect.Overlay(t, defect.Defect{
 		Name: "the lease is not compared with the clock", File: "internal/verify/verify.go",
-		Old: "if held.lease.goodAt(read) {", New: "if true {",
+		Old: "leased = held.lease.goodAt(read)", New: "leased = true",
 	})
 	w := newCrowd(newCluster(t, keywardtest.Options{Overlay: overlay}, 3, pgtest.NewServer(t)))
 	began := time.Now()

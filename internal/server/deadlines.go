@@ -7,10 +7,10 @@ import (
 	"time"
 )
 
-// lazyListener has connections whose deadlines cost next to nothing to put off. net/http sets seven for each request, nearly
-// always later than the one before, and each moves a timer of the runtime: together they cost half as much as a
-// verification. Here a timer that would run out too early is left alone; when it has, it is set to what is wanted by then.
-// Deadlines mean what net.Conn says.
+// lazyListener has connections whose deadlines cost next to nothing to put off. net/http sets eight for each
+// request, nearly always later than the timer that runs, and each would move that timer of the runtime (docs/benchmarks.md). Here a timer
+// that would run out too early is left alone; when it has, it is set to what is wanted by then. Deadlines mean what net.Conn says, but for
+// one of this very moment, which takes as long as a timer to be noticed.
 type lazyListener struct{ net.Listener }
 
 // Accept implements net.Listener.
@@ -67,6 +67,7 @@ type deadline struct {
 	timer  *time.Timer // nil until the first
 	runs   time.Time   // when the timer runs out, not later than wanted; zero while it is not running
 	passed bool        // the connection's own deadline is over
+	closed bool
 }
 
 func (d *deadline) set(t time.Time) error {
@@ -74,6 +75,8 @@ func (d *deadline) set(t time.Time) error {
 	defer d.mu.Unlock()
 	d.wanted = t
 	switch {
+	case d.closed:
+		return net.ErrClosed
 	case !t.IsZero() && t.Before(d.began):
 		d.passed = true
 		return d.pass(t)
@@ -114,6 +117,7 @@ func (d *deadline) ranOut() {
 func (d *deadline) stop() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.closed = true
 	if d.timer != nil {
 		d.timer.Stop()
 	}

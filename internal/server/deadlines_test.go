@@ -214,5 +214,8 @@ func TestDeadlineOfAClosedConnection(t *testing.T) {
 		if c.read.timer.Stop() || c.write.timer.Stop() {
 			t.Error("a timer was still running")
 		}
+		if err := c.SetDeadline(time.Now().Add(time.Minute)); !errors.Is(err, net.ErrClosed) || c.read.timer.Stop() {
+			t.Errorf("a deadline of a closed connection: %v", err)
+		}
 	})
 }

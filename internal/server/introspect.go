@@ -98,7 +98,7 @@ func (x *exchange) readForm(fields ...field) error {
 	return parseForm(string(buf[:n]), fields)
 }
 
-// parseForm is url.ParseQuery into the fields: it makes no map of what nobody asked for.
+// parseForm is url.ParseQuery into the fields: it makes no map of what nobody asked for, and the body's limit is the only one on parameters.
 func parseForm(text string, fields []field) error {
 	for pair := range strings.SplitSeq(text, "&") {
 		name, value, _ := strings.Cut(pair, "=")

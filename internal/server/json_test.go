@@ -183,12 +183,15 @@ func TestV1AppendVerdict(t *testing.T) {
 	}
 }
 
-// A form is read as url.ParseQuery reads it, but for a parameter that is given twice (V4).
+// A form is read as url.ParseQuery reads it, but for a parameter that is given twice, and for more parameters than that takes (V4).
 func FuzzParseForm(f *testing.F) {
 	for _, seed := range []string{"", "a=1", "a=1&b=2", "a=1&a=2", "a", "a=", "=1", "&&a=1&", "a=%31%zz", "%61=+%2B+", "a=1;b=2", "a=b=c", "c=1&c=2&a=%"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
+		if strings.Count(text, "&") >= 10_000 {
+			return
+		}
 		var a, b *string
 		err := parseForm(text, []field{{"a", &a}, {"b", &b}})
 		values, malformed := url.ParseQuery(text)
