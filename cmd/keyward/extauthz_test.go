@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"net/http"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -187,17 +188,20 @@ func TestR3ExtAuthzListener(t *testing.T) {
 		t.Errorf("without a token: %v, %v", out, err)
 	}
 	clientCert, clientKey := clients.issue(t, 1)
+	says := func(word, table string) bool {
+		return regexp.MustCompile(`(?m)^` + word + ` +listener for Envoy `).MatchString(table)
+	}
 	asks := []string{
 		"KEYWARD_SERVER=" + p.Internal, "KEYWARD_EXTAUTHZ_ADDRESS=" + p.Address(t, "extauthz"), "KEYWARD_SERVER_CA_FILE=" + writeFile(t, dir, "ca.pem", servers.pem),
 		"KEYWARD_CLIENT_CERT_FILE=" + writeFile(t, dir, "c.crt", clientCert), "KEYWARD_CLIENT_KEY_FILE=" + writeFile(t, dir, "c.key", clientKey),
 	}
-	if code, out, _ := command(t, []string{"doctor"}, append(asks, "KEYWARD_INTERNAL_TOKEN_FILE="+dir+"/tokens"), ""); code != 0 || !strings.Contains(out, "ok    listener for Envoy") {
+	if code, out, _ := command(t, []string{"doctor"}, append(asks, "KEYWARD_INTERNAL_TOKEN_FILE="+dir+"/tokens"), ""); code != 0 || !says("ok", out) {
 		t.Errorf("doctor: exit code %d\n%s", code, out)
 	}
-	if code, out, _ := command(t, []string{"doctor"}, asks, ""); code != 1 || !strings.Contains(out, "fail  listener for Envoy") || !strings.Contains(out, "--internal-token-file") {
+	if code, out, _ := command(t, []string{"doctor"}, asks, ""); code != 1 || !says("fail", out) || !strings.Contains(out, "--internal-token-file") {
 		t.Errorf("doctor without a token: exit code %d\n%s", code, out)
 	}
-	if code, out, _ := command(t, []string{"doctor"}, append(asks, "KEYWARD_EXTAUTHZ_ADDRESS="+strings.TrimPrefix(p.Public, "https://")), ""); code != 1 || !strings.Contains(out, "fail  listener for Envoy") {
+	if code, out, _ := command(t, []string{"doctor"}, append(asks, "KEYWARD_EXTAUTHZ_ADDRESS="+strings.TrimPrefix(p.Public, "https://")), ""); code != 1 || !says("fail", out) {
 		t.Errorf("doctor at another listener: exit code %d\n%s", code, out)
 	}
 	if r, err := healthv1.NewHealthClient(good).Check(t.Context(), &healthv1.HealthCheckRequest{}); err != nil || r.Status != healthv1.HealthCheckResponse_SERVING {

@@ -63,7 +63,7 @@ func TestV4MiddlewareVerdicts(t *testing.T) {
 		{"malformed", nil, "/", s.Malformed, nil, 401},
 		{"inactive organization", nil, "/", s.Inactive, nil, 401},
 		{"two that differ", nil, "/", s.Live, []string{"Authorization", "Bearer " + s.Test}, 401},
-		{"in the URL", nil, "/?key=" + s.Live, s.Live, nil, 401},
+		{"in the URL", nil, "/?key=" + s.Live, s.Live, nil, 400},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			seen := ask(t, tc.status, tc.opts, tc.target, tc.secret, tc.headers...)
