@@ -50,6 +50,9 @@ const (
 	checkFail = "fail"
 )
 
+// listenerPatience bounds the check of a listener beside the internal one.
+const listenerPatience = 10 * time.Second
+
 // Limits of a clock and of a certificate's remaining life.
 const (
 	mostSkew        = 5 * time.Second // the header Date has whole seconds
@@ -62,8 +65,6 @@ func (c *doctorCmd) Run(ctx context.Context, t *terminal) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, quick)
-	defer cancel()
 	checks := c.remote(ctx, cl)
 	if c.PublicURL != "" {
 		checks = append(checks, c.public(ctx, cl))
@@ -96,6 +97,8 @@ func (c *doctorCmd) Run(ctx context.Context, t *terminal) error {
 
 // remote asks the server.
 func (c *doctorCmd) remote(ctx context.Context, cl *client) []api.Check {
+	ctx, cancel := context.WithTimeout(ctx, quick)
+	defer cancel()
 	internal := api.Check{Name: "internal listener", Status: checkOK, Detail: cl.base}
 	resp, err := cl.do(ctx, http.MethodGet, "/livez", nil)
 	if err != nil {
@@ -130,6 +133,8 @@ func checkClock(date string, now time.Time) api.Check {
 
 // public checks that the public listener serves its own routes and none of the internal ones.
 func (c *doctorCmd) public(ctx context.Context, cl *client) api.Check {
+	ctx, cancel := context.WithTimeout(ctx, listenerPatience)
+	defer cancel()
 	k := api.Check{Name: "public listener", Status: checkOK, Detail: c.PublicURL}
 	other := *cl
 	other.base, other.token = strings.TrimRight(c.PublicURL, "/"), "" // the internal token stays inside
@@ -153,10 +158,12 @@ func (c *doctorCmd) public(ctx context.Context, cl *client) api.Check {
 // checkExtAuthz asks what Envoy asks: whether the listener is ready, and about a request without a key, which must be refused for
 // that and for nothing else.
 func checkExtAuthz(ctx context.Context, address string, cl *client) api.Check {
+	ctx, cancel := context.WithTimeout(ctx, listenerPatience)
+	defer cancel()
 	k := api.Check{Name: "listener for Envoy", Status: checkFail}
-	trust := insecure.NewCredentials()
+	how, trust := "no gRPC in the clear there", insecure.NewCredentials()
 	if strings.HasPrefix(cl.base, "https://") {
-		trust = credentials.NewTLS(cl.http.Transport.(*http.Transport).TLSClientConfig.Clone())
+		how, trust = "no gRPC over TLS there", credentials.NewTLS(cl.http.Transport.(*http.Transport).TLSClientConfig.Clone())
 	}
 	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(trust), grpc.WithNoProxy())
 	if err != nil {
@@ -167,7 +174,8 @@ func checkExtAuthz(ctx context.Context, address string, cl *client) api.Check {
 	health, err := healthv1.NewHealthClient(conn).Check(ctx, &healthv1.HealthCheckRequest{Service: authv3.Authorization_ServiceDesc.ServiceName})
 	switch {
 	case err != nil:
-		k.Detail = "no answer: " + status.Convert(err).Message()
+		why, _, _ := strings.Cut(status.Convert(err).Message(), "\n") // another server's answer may follow
+		k.Detail = how + ": " + why
 		return k
 	case health.Status != healthv1.HealthCheckResponse_SERVING:
 		k.Detail = "not ready"

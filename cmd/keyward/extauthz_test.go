@@ -201,7 +201,7 @@ func TestR3ExtAuthzListener(t *testing.T) {
 	if code, out, _ := command(t, []string{"doctor"}, asks, ""); code != 1 || !says("fail", out) || !strings.Contains(out, "--internal-token-file") {
 		t.Errorf("doctor without a token: exit code %d\n%s", code, out)
 	}
-	if code, out, _ := command(t, []string{"doctor"}, append(asks, "KEYWARD_EXTAUTHZ_ADDRESS="+strings.TrimPrefix(p.Public, "https://")), ""); code != 1 || !says("fail", out) {
+	if code, out, _ := command(t, []string{"doctor"}, append(asks, "KEYWARD_EXTAUTHZ_ADDRESS="+strings.TrimPrefix(p.Public, "https://")), ""); code != 1 || !says("fail", out) || !strings.Contains(out, "no gRPC over TLS there: ") {
 		t.Errorf("doctor at another listener: exit code %d\n%s", code, out)
 	}
 	if r, err := healthv1.NewHealthClient(good).Check(t.Context(), &healthv1.HealthCheckRequest{}); err != nil || r.Status != healthv1.HealthCheckResponse_SERVING {
