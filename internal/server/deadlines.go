@@ -105,7 +105,7 @@ func (d *deadline) ranOut() {
 	defer d.mu.Unlock()
 	d.runs = time.Time{}
 	switch {
-	case d.wanted.IsZero():
+	case d.closed, d.wanted.IsZero():
 	case time.Now().Before(d.wanted):
 		d.run()
 	default:
