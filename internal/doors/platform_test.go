@@ -38,24 +38,23 @@ func TestMain(m *testing.M) {
 // platform is three nodes over one PostgreSQL, an API behind them, and the doors between the two. At its end everything that the
 // nodes and the proxies wrote is searched for every secret that was used (V7).
 type platform struct {
-	t         *testing.T
-	databases []*faultproxy.Proxy // between each node and the database
-	nodes     []*keywardtest.Process
-	client    *http.Client
-	api       *payments
-	nginx     *proxy
-	caddy     *proxy
-	traefik   *traefik
-	checked   *httptest.Server // the API behind the Go middleware
-	live      *httptest.Server // the same, for live keys alone
-	grpc      func(request, int) (answer, error)
-
-	typescript express
-	express    *keywardtest.Output
-	envoy      []authv3.AuthorizationClient // of each node
-	users      int
-	secrets    []string
-	token      string // of the internal listeners
+	t             *testing.T
+	databases     []*faultproxy.Proxy // between each node and the database
+	nodes         []*keywardtest.Process
+	client        *http.Client
+	api           *payments
+	nginx         *proxy
+	caddy         *proxy
+	traefik       *traefik
+	checked       *httptest.Server // the API behind the Go middleware
+	live          *httptest.Server // the same, for live keys alone
+	grpc          func(request, int) (answer, error)
+	express       express // the API behind the TypeScript client's middleware
+	expressOutput *keywardtest.Output
+	envoy         []authv3.AuthorizationClient // of each node
+	users         int
+	secrets       []string
+	token         string // of the internal listeners
 }
 
 const lease = 2 * time.Second
@@ -102,7 +101,7 @@ func newPlatform(t *testing.T) *platform {
 	p.nginx = startNginx(p)
 	p.caddy = startCaddy(p)
 	p.traefik = newTraefik(p)
-	p.typescript = startExpress(p, addresses)
+	p.express = startExpress(p, addresses)
 	return p
 }
 
@@ -117,7 +116,7 @@ func (p *platform) search() {
 			written[name] = text
 		}
 	}
-	written["Express"] = p.express.String()
+	written["Express"] = p.expressOutput.String()
 	if strings.Contains(written["Caddy caddy.log"], "expression") {
 		p.t.Error("Caddy: an expression of the Caddyfile fails")
 	}

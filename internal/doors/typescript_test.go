@@ -158,7 +158,7 @@ type express struct{ checked, live string }
 // startExpress runs test/door.ts until the test ends. It asks the nodes at addresses.
 func startExpress(p *platform, addresses []string) (x express) {
 	p.t.Helper()
-	p.express = keywardtest.NewOutput()
+	p.expressOutput = keywardtest.NewOutput()
 	config, err := json.Marshal(map[string]any{"addresses": addresses, "token": p.token})
 	if err != nil {
 		p.t.Fatal(err)
@@ -167,7 +167,7 @@ func startExpress(p *platform, addresses []string) (x express) {
 	cmd.Dir = installed(p.t)
 	cmd.Env = append(os.Environ(), "KEYWARD_DOOR="+string(config))
 	cmd.SysProcAttr = keywardtest.DieWithParent(syscall.SIGKILL)
-	cmd.Stderr = p.express
+	cmd.Stderr = p.expressOutput
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		p.t.Fatal(err)
@@ -183,15 +183,15 @@ func startExpress(p *platform, addresses []string) (x express) {
 	defer tooLong.Stop()
 	if _, err := fmt.Fscanln(out, &x.checked, &x.live); err != nil {
 		_ = cmd.Wait() // so that all it said is there
-		p.t.Fatalf("test/door.ts: %v\n%s", err, p.express)
+		p.t.Fatalf("test/door.ts: %v\n%s", err, p.expressOutput)
 	}
 	return x
 }
 
 func (p *platform) askExpress(r request, _ int) (answer, error) {
-	base := p.typescript.checked
+	base := p.express.checked
 	if r.env != "" {
-		base = p.typescript.live
+		base = p.express.live
 	}
 	return p.post(base+"/v1/payments"+r.query, r)
 }
