@@ -475,6 +475,48 @@ func TestP6AskingThePrimaryIsBounded(t *testing.T) {
 	})
 }
 
+// P6, R5: a verification that waited in vain for the primary is answered from memory when the lease came meanwhile, as on a node that
+// has just started; as before, only under a lease, and by what the memory has.
+func TestR5LeaseThatComesWhileThePrimaryIsAsked(t *testing.T) {
+	secret, key := newKey(t, "org_a", keys.Live)
+	revoked := key
+	revoked.State = keys.StateRevoked
+	unheard, _ := newKey(t, "org_a", keys.Live)
+	for _, tt := range []struct {
+		name   string
+		comes  func(v *Verifier) *view
+		secret string
+		least  int64
+		want   keys.Reason
+	}{
+		{"a lease", func(v *Verifier) *view { return &view{index: indexOf(key), lease: goodFor(v, time.Hour)} }, secret, 0, keys.Valid},
+		{"of a key that was revoked", func(v *Verifier) *view { return &view{index: indexOf(revoked), lease: goodFor(v, time.Hour)} }, secret, 0, keys.Revoked},
+		{"of a key that is not there", func(v *Verifier) *view { return &view{index: indexOf(key), lease: goodFor(v, time.Hour)} }, unheard, 0, keys.Unknown},
+		{"without the revision asked for", func(v *Verifier) *view {
+			return &view{index: indexOf(key), applied: keys.Mark{Revision: 4}, lease: goodFor(v, time.Hour)}
+		}, secret, 5, "undecided"},
+		{"one that is over", func(v *Verifier) *view { return &view{index: indexOf(key), lease: goodFor(v, -time.Hour)} }, secret, 0, "undecided"},
+		{"none", func(*Verifier) *view { return &view{index: indexOf(key)} }, secret, 0, "undecided"},
+	} {
+		feed := &interceptedFeed{memoryFeed: newMemoryFeed()}
+		v := idle(t, feed)
+		asked := 0
+		feed.lookUp = func(context.Context) error {
+			asked++
+			v.view.Store(tt.comes(v))
+			return errors.New("no answer")
+		}
+		undecided := int64(0)
+		if tt.want == "undecided" {
+			undecided = 1
+		}
+		got := reasonOf(v, Request{Secret: tt.secret, MinRevision: tt.least})
+		if s := v.Stats(); got != tt.want || asked != 1 || s.Undecided != undecided || s.FromPrimary != 0 {
+			t.Errorf("%s: %s, want %s; asked %d times, counted %d undecided and %d from the primary", tt.name, got, tt.want, asked, s.Undecided, s.FromPrimary)
+		}
+	}
+}
+
 // I2, V1: what this node refused for good stays refused when it asks the primary, whatever the primary says, and for the
 // same reason; what it knows of the rest is no reason to refuse.
 func TestI2PrimaryBringsNothingBack(t *testing.T) {

@@ -207,33 +207,42 @@ func (v *Verifier) Verify(ctx context.Context, r Request) (Verdict, error) {
 	if err != nil {
 		return Verdict{Reason: keys.Malformed}, nil
 	}
-	leased := false
-	// The order is the proof: the lease first, then the look-up, then the clock against the lease
-	// loaded first. A node frozen between any two of these finds its lease over.
-	if held := v.view.Load(); held != nil && held.applied.Revision >= r.MinRevision {
-		f, known := held.index.find(digest, env, r.ConnectedAccountID)
-		read := v.clock.now()
-		leased = held.lease.goodAt(read)
-		if leased && known {
-			now := read.time()
-			if v.cfg.Now != nil {
-				now = v.cfg.Now()
+	for asked := false; ; asked = true {
+		leased := false
+		// The order is the proof: the lease first, then the look-up, then the clock against the lease
+		// loaded first. A node frozen between any two of these finds its lease over.
+		if held := v.view.Load(); held != nil && held.applied.Revision >= r.MinRevision {
+			f, known := held.index.find(digest, env, r.ConnectedAccountID)
+			read := v.clock.now()
+			leased = held.lease.goodAt(read)
+			if leased && known {
+				now := read.time()
+				if v.cfg.Now != nil {
+					now = v.cfg.Now()
+				}
+				verdict := held.index.verdict(&f, env, &r, now)
+				if verdict.Valid() {
+					held.index.uses.mark(f.key.slot, now)
+				}
+				return verdict, nil
 			}
-			verdict := held.index.verdict(&f, env, &r, now)
-			if verdict.Valid() {
-				held.index.uses.mark(f.key.slot, now)
-			}
+		}
+		// A secret that is known is well-formed; whether any other is, is looked at now.
+		if !v.cfg.Format.Intact(r.Secret) {
+			return Verdict{Reason: keys.Malformed}, nil
+		}
+		if leased {
+			return Verdict{Reason: keys.Unknown}, nil
+		}
+		if asked {
+			v.counters.undecided.Add(1)
+			return Verdict{}, ErrUndecided
+		}
+		if verdict, err := v.ask(ctx, digest, env, &r); err == nil {
 			return verdict, nil
 		}
+		// The primary did not answer in time. A node that has just started may have its lease by now.
 	}
-	// A secret that is known is well-formed; whether any other is, is looked at now.
-	if !v.cfg.Format.Intact(r.Secret) {
-		return Verdict{Reason: keys.Malformed}, nil
-	}
-	if leased {
-		return Verdict{Reason: keys.Unknown}, nil
-	}
-	return v.ask(ctx, digest, env, &r)
 }
 
 // Manages reports whether an organization, by the memory under a good lease, is active and no connected account, and registered
@@ -258,16 +267,6 @@ func (v *Verifier) Manages(organizationID string, registered bool) bool {
 func (v *Verifier) ask(ctx context.Context, d token.Digest, env keys.Environment, r *Request) (Verdict, error) {
 	ctx, cancel := context.WithTimeout(ctx, slowBudget)
 	defer cancel()
-	verdict, err := v.lookUp(ctx, d, env, r)
-	if err != nil {
-		v.counters.undecided.Add(1)
-		return Verdict{}, ErrUndecided
-	}
-	v.counters.primary.Add(1)
-	return verdict, nil
-}
-
-func (v *Verifier) lookUp(ctx context.Context, d token.Digest, env keys.Environment, r *Request) (Verdict, error) {
 	select {
 	case v.slow <- struct{}{}:
 		defer func() { <-v.slow }()
@@ -281,6 +280,7 @@ func (v *Verifier) lookUp(ctx context.Context, d token.Digest, env keys.Environm
 	if found.Revision < r.MinRevision {
 		return Verdict{}, errBehind
 	}
+	v.counters.primary.Add(1)
 	k, o := &found.Key, &found.Owner
 	// What this node once refused for good it never accepts again, whatever the database says (I2).
 	switch v.remembered(d) {
