@@ -79,6 +79,7 @@ type crowd struct {
 	next          int
 	made          int               // organizations so far
 	committed     map[string]string // request id of each answered revoke to its key
+	limits        map[string]*timeLimit
 }
 
 // phase is a stretch of time with one kind of fault.
@@ -88,11 +89,12 @@ type phase struct {
 }
 
 func newCrowd(c *cluster) *crowd {
-	w := &crowd{cluster: c, history: newHistory(), recent: make([]*key, 128), committed: make(map[string]string)}
+	w := &crowd{cluster: c, history: newHistory(), recent: make([]*key, 128), committed: make(map[string]string), limits: make(map[string]*timeLimit)}
 	for range c.nodes {
 		w.probes = append(w.probes, make(chan struct{}, 200)) // a frozen node must not take those of the others
 	}
 	w.phase.Store(&phase{fault: "start"})
+	c.tb.Cleanup(w.judgeTimes)
 	return w
 }
 

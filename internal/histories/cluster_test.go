@@ -3,6 +3,7 @@ package histories
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -61,6 +62,7 @@ type process struct {
 // are for each node.
 func newCluster(tb testing.TB, options keywardtest.Options, count int, servers ...*pgtest.Server) *cluster {
 	tb.Helper()
+	tb = repeatFailures(tb)
 	c := &cluster{tb: tb, servers: servers, dir: tb.TempDir(), options: options}
 	c.primary.Store(servers[0])
 	var err error
@@ -73,6 +75,56 @@ func newCluster(tb testing.TB, options keywardtest.Options, count int, servers .
 		c.ready(n)
 	}
 	return c
+}
+
+// failures are what a test fails with. The logs of its many processes come after them and hide them, so they are said again.
+type failures struct {
+	testing.TB
+	mu   sync.Mutex
+	said []string
+}
+
+func repeatFailures(tb testing.TB) testing.TB {
+	f := &failures{TB: tb}
+	tb.Cleanup(func() { // the last, since it is the first that is asked for
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		for _, what := range f.said {
+			tb.Log("FAILED: " + what)
+		}
+	})
+	return f
+}
+
+func (f *failures) keep(what string) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.said = append(f.said, what)
+	return what
+}
+
+// Error implements testing.TB.
+func (f *failures) Error(args ...any) {
+	f.TB.Helper()
+	f.TB.Error(f.keep(fmt.Sprint(args...)))
+}
+
+// Errorf implements testing.TB.
+func (f *failures) Errorf(format string, args ...any) {
+	f.TB.Helper()
+	f.TB.Error(f.keep(fmt.Sprintf(format, args...)))
+}
+
+// Fatal implements testing.TB.
+func (f *failures) Fatal(args ...any) {
+	f.TB.Helper()
+	f.TB.Fatal(f.keep(fmt.Sprint(args...)))
+}
+
+// Fatalf implements testing.TB.
+func (f *failures) Fatalf(format string, args ...any) {
+	f.TB.Helper()
+	f.TB.Fatal(f.keep(fmt.Sprintf(format, args...)))
 }
 
 // newNode adds a place for a node, where nothing runs yet.

@@ -45,7 +45,7 @@ func TestF9FailoverToASynchronousStandby(t *testing.T) {
 	standby := primary.NewStandby(t, true)
 	w := newCrowd(newCluster(t, keywardtest.Options{}, 3, primary, standby))
 	counts := map[string]int{healthy.fault: 50, "F9": rounds("F9")}
-	w.play(rand.Uint64(), []nemesis{{"F9 failover", (*crowd).failOver}}, counts).judge(t)
+	w.play(rand.Uint64(), []nemesis{{"F9 failover", (*crowd).failOver}}, counts).judge()
 }
 
 // F9: the primary is killed and its standby promoted; the dead one comes back as the next standby.

@@ -74,9 +74,9 @@ func TestHistories(t *testing.T) {
 			rand.New(rand.NewPCG(seed, 1)).Shuffle(last, func(i, j int) { order[i], order[j] = order[j], order[i] })
 			w := newCrowd(newCluster(t, keywardtest.Options{}, plan.nodes, pgtest.NewServer(t)))
 			p := w.play(seed, order, counts)
-			p.judge(t)
+			p.judge()
 			if w.figures.answered.Load() < 3000 && *column == "change" && *only == "" && *scale >= 1 {
-				t.Errorf("only %d writes were answered", w.figures.answered.Load())
+				w.tb.Errorf("only %d writes were answered", w.figures.answered.Load())
 			}
 		})
 	}
@@ -147,7 +147,8 @@ func (w *crowd) play(seed uint64, order []nemesis, counts map[string]int) *playe
 }
 
 // judge fails the test for whatever was found wrong, and says in figures what the history proves.
-func (p *played) judge(t *testing.T) {
+func (p *played) judge() {
+	t := p.tb
 	t.Helper()
 	if len(p.twoActive) > 0 || p.looks == 0 {
 		t.Errorf("C12: organizations with two active keys, in %d looks: %v", p.looks, p.twoActive)
