@@ -195,7 +195,11 @@ func (w *crowd) freezeNodes(count int, r *rand.Rand) {
 		through := w.nodes[places[0]]
 		var both sync.WaitGroup
 		for _, place := range places[1:min(3, 1+len(stocked)/2)] {
-			k, next, n, length := stocked[0], stocked[1], w.nodes[place], between(r, 100*time.Millisecond, 3*wait)
+			least := 100 * time.Millisecond
+			if len(stocked)%10 == 0 {
+				least = longFreeze
+			}
+			k, next, n, length := stocked[0], stocked[1], w.nodes[place], between(r, least, 3*wait)
 			stocked = stocked[2:]
 			both.Go(func() { w.freezeNode(n, through, length, k, next) })
 		}
@@ -203,6 +207,9 @@ func (w *crowd) freezeNodes(count int, r *rand.Rand) {
 	}
 	w.heal()
 }
+
+// longFreeze and more is so long that it shows when a writer waits for the node to go on.
+const longFreeze = wait * 3 / 2
 
 // freezeNode lets a node stand still for some time, while a key is revoked through another, and another after that.
 func (w *crowd) freezeNode(n, through *node, length time.Duration, k, next *key) {
@@ -223,7 +230,7 @@ func (w *crowd) freezeNode(n, through *node, length time.Duration, k, next *key)
 	}
 	// Now and then a node stands still within a write and holds the lock that puts writes in order, until the server ends that write.
 	took := <-revoked
-	if length > wait*3/2 { // half of them so much longer that it shows when a writer waits for the node to go on
+	if length >= longFreeze {
 		w.within("F2: a revoke beside a frozen node", took, wait+200*time.Millisecond)
 	}
 	_, took = w.revoke(context.Background(), through, next)
