@@ -263,7 +263,7 @@ func TestV2IdentityHeadersAreDeleted(t *testing.T) {
 	r.Header = kept.Clone()
 	for _, name := range []string{
 		"X-Keyward-Organization-Id", "x-keyward-environment", "X-KEYWARD-KEY-ID", "X_Keyward_Organization_Id",
-		"X-Keyward_Organization-Id", "X-Keyward-", "X-Keyward-Anything",
+		"X-Keyward_Organization-Id", "X-Keyward-", "X-Keyward-Anything", "X.Keyward.Organization.Id", "X!Keyward~Key|Id",
 	} {
 		r.Header[name] = []string{"org_victim", "org_other"}
 	}

@@ -154,7 +154,7 @@ func TestV4Verdicts(t *testing.T) {
 		for kind, call := range calls {
 			t.Run(tc.name+"/"+kind, func(t *testing.T) {
 				*p = payments{Server: p.Server}
-				err := call(append(tc.pairs, "x-keyward-organization-id", "org_victim", "X-Keyward_Key-Id", "key_victim", "other", "kept")...)
+				err := call(append(tc.pairs, "x-keyward-organization-id", "org_victim", "X-Keyward_Key-Id", "key_victim", "x.keyward.key.id", "key_victim", "other", "kept")...)
 				if status.Code(err) != tc.code {
 					t.Fatalf("err = %v, want %v", err, tc.code)
 				}

@@ -89,11 +89,31 @@ func Account(values []string) string {
 	}
 }
 
-// IsIdentity reports whether a header is one of X-Keyward-*, which Keyward alone may set. Spelled with underscores it
-// is one too: CGI cannot tell them from hyphens.
+// IsIdentity reports whether a header is one of X-Keyward-*, which Keyward alone may set, or reads as one; see ReadsAs.
 func IsIdentity(header string) bool {
 	const prefix = "x-keyward-"
-	return len(header) >= len(prefix) && strings.EqualFold(strings.ReplaceAll(header[:len(prefix)], "_", "-"), prefix)
+	return len(header) >= len(prefix) && ReadsAs(header[:len(prefix)], prefix)
+}
+
+// ReadsAs reports whether a header is taken for the one named in lower case by what makes variables of headers: CGI and WSGI cannot
+// tell an underscore from a hyphen, and some of their kin nothing from it that is neither a letter nor a digit.
+func ReadsAs(header, name string) bool {
+	if len(header) != len(name) {
+		return false
+	}
+	for i := range len(name) {
+		c := header[i]
+		switch {
+		case 'A' <= c && c <= 'Z':
+			c += 'a' - 'A'
+		case ('a' > c || c > 'z') && ('0' > c || c > '9'):
+			c = '-'
+		}
+		if c != name[i] {
+			return false
+		}
+	}
+	return true
 }
 
 // shape is C11 under any deployment's word, and something longer or a little shorter too.

@@ -56,6 +56,7 @@ func TestV3Account(t *testing.T) {
 func TestV2IsIdentity(t *testing.T) {
 	for name, want := range map[string]bool{
 		"X-Keyward-Organization-Id": true, "x_keyward_key_id": true, "X-KEYWARD_": true, "X-Keyward": false, "X-Keywards-A": false, "": false,
+		"X.Keyward.Key.Id": true, "x!keyward~": true, "X Keyward\xff": true, "X0Keyward-": false, "X-Keyward0": false, "X-Key-ward-": false, "Y-Keyward-": false, "-X-Keyward-": false,
 	} {
 		if got := IsIdentity(name); got != want {
 			t.Errorf("%q: %v", name, got)

@@ -62,6 +62,9 @@ func (p *platform) interceptors(client *keyward.Client) func(request, int) (answ
 		}
 		ctx := p.t.Context()
 		for name, values := range r.header {
+			if strings.ContainsAny(name, "!~|") { // no gRPC client sends these
+				continue
+			}
 			for _, v := range values {
 				ctx = metadata.AppendToOutgoingContext(ctx, strings.ToLower(name), v)
 			}

@@ -148,9 +148,10 @@ func TestV4ExtAuthzUpstream(t *testing.T) {
 	spoofed := []header{
 		{"X-API-Key", f.live}, {"X-Keyward-Organization-Id", "org_evil"}, {"X-Keyward-Payments-Enabled", "true"}, {"X-Keyward-Connected-Account-Id", "org_evil"},
 		{"X-Keyward-Status", "200"}, {"x-keyward-", "x"}, {"X_Keyward_Key_Id", "key_evil"}, {"x-keyward_environment", "live"}, {"X-Keyward-Key-Id_", "x"},
+		{"X.Keyward.Key.Id", "key_evil"}, {"x-keyward!key~id", "key_evil"}, {"x.api|key", "x"},
 		{"x_api_key", "x"}, {"X_Connected-Account_Id", "org_evil"}, {"X-Keywards", "kept"}, {"x_other", "kept"}, {"accept", "*/*"},
 	}
-	lookalikes := []string{"x-keyward-", "x-keyward-key-id_", "x-keyward-status", "x-keyward_environment", "x_api_key", "x_connected-account_id", "x_keyward_key_id"}
+	lookalikes := []string{"x-keyward-", "x-keyward-key-id_", "x-keyward-status", "x-keyward!key~id", "x-keyward_environment", "x.api|key", "x.keyward.key.id", "x_api_key", "x_connected-account_id", "x_keyward_key_id"}
 	for _, tt := range []struct {
 		name       string
 		headers    []header

@@ -11,6 +11,7 @@ import (
 	_ "google.golang.org/grpc/encoding/proto" // the codec that lenient wraps
 	"google.golang.org/grpc/mem"
 
+	"github.com/syncgram/keyward/internal/credential"
 	"github.com/syncgram/keyward/internal/door"
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/token"
@@ -75,17 +76,12 @@ func (q *request) header(name, value string, raw []byte) {
 	*values = append(*values, value)
 }
 
-// unwanted reports whether a header that the door does not set looks like one that it sets or reads: to much that is behind a
-// proxy (CGI, WSGI and their kin) x_keyward_key_id is the same header as x-keyward-key-id.
+// unwanted reports whether a header that the door neither sets nor reads is taken for one that it does by what is behind the proxy.
 func unwanted(name string) bool {
-	if name == "" || name[0] != 'x' {
-		return false
-	}
-	folded := strings.ReplaceAll(name, "_", "-")
-	if strings.HasPrefix(folded, identityPrefix) {
+	if credential.IsIdentity(name) {
 		return !isIdentity(name)
 	}
-	return folded != name && (folded == "x-api-key" || folded == "x-connected-account-id")
+	return credential.ReadsAs(name, "x-api-key") || credential.ReadsAs(name, "x-connected-account-id")
 }
 
 // secretInURL reports whether the URL the client asked for holds a secret. Envoy's path is the query's too.

@@ -20,8 +20,6 @@ import (
 	"github.com/syncgram/keyward/internal/verify"
 )
 
-const identityPrefix = "x-keyward-"
-
 // identity are the names of door.IdentityHeaders as Envoy writes them.
 var identity = func() (names [len(door.IdentityHeaders)]string) {
 	for i, name := range door.IdentityHeaders {

@@ -61,9 +61,12 @@ export function accountOf(values: Values): string | undefined {
   return values.length === 0 ? undefined : values.length === 1 && values[0] ? values[0] : notAnAccount;
 }
 
-/** Whether a header is one that Keyward alone may set. Spelled with underscores it is one too: CGI cannot tell them from hyphens. */
+/**
+ * Whether a header is one that Keyward alone may set, or reads as one: CGI cannot tell underscores from hyphens, and some of its kin
+ * nothing from them that is neither a letter nor a digit.
+ */
 export function isIdentity(header: string): boolean {
-  return /^x[-_]keyward[-_]/i.test(header);
+  return /^x[^a-z0-9]keyward[^a-z0-9]/i.test(header);
 }
 
 /** The form of a secret under any deployment's word. */

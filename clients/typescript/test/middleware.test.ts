@@ -191,12 +191,12 @@ for (const [framework, start] of Object.entries(frameworks)) {
 
     // V2: what a client says about itself does not reach the handler, everything else does.
     await t.test("V2 spoofed identity headers", async () => {
-      const names = ["X-Keyward-Organization-Id", "x-keyward-key-id", "X_Keyward_Environment", "X-Keyward_Connected-Account-Id", "X-Keyward-"];
+      const names = ["X-Keyward-Organization-Id", "x-keyward-key-id", "X_Keyward_Environment", "X-Keyward_Connected-Account-Id", "X-Keyward-", "X.Keyward.Key.Id", "x!keyward~key|id"];
       const answer = await ask(ports.get(undefined)!, {
         "X-API-Key": secrets.live, "X-Keywardly": "fine", "X-Request-Id": "req-1", ...Object.fromEntries(names.map((name) => [name, ["org_victim", "org_other"]])),
       });
       const seen: Seen = JSON.parse(answer.body);
-      assert.deepEqual(seen.everywhere.filter((name) => /keyward[-_]/i.test(name)), []);
+      assert.deepEqual(seen.everywhere.filter((name) => /keyward[^a-z0-9]/i.test(name)), []);
       assert.ok(!answer.body.includes("org_victim"));
       assert.equal(seen.headers["x-keywardly"], "fine");
       assert.equal(seen.headers["x-request-id"], "req-1");
