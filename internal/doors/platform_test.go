@@ -45,7 +45,8 @@ type platform struct {
 	api           *payments
 	nginx         *proxy
 	caddy         *proxy
-	traefik       *traefik
+	proxies       []*proxy         // that are programs
+	traefik       string           // its URL, or that of what plays it
 	checked       *httptest.Server // the API behind the Go middleware
 	live          *httptest.Server // the same, for live keys alone
 	grpc          func(request, int) (answer, error)
@@ -100,7 +101,13 @@ func newPlatform(t *testing.T) *platform {
 	p.grpc = p.interceptors(client)
 	p.nginx = startNginx(p)
 	p.caddy = startCaddy(p)
-	p.traefik = newTraefik(p)
+	p.proxies = []*proxy{p.nginx, p.caddy}
+	if *traefikProgram == "" {
+		p.traefik = newTraefik(p).URL
+	} else {
+		real := startTraefik(p)
+		p.traefik, p.proxies = real.url, append(p.proxies, real)
+	}
 	p.express = startExpress(p, addresses)
 	return p
 }
@@ -111,7 +118,7 @@ func (p *platform) search() {
 	for i, n := range p.nodes {
 		written[fmt.Sprintf("node %d", i)] = n.Stdout() + n.Stderr()
 	}
-	for _, x := range []*proxy{p.nginx, p.caddy} {
+	for _, x := range p.proxies {
 		for name, text := range x.written(p.t) {
 			written[name] = text
 		}

@@ -3,6 +3,7 @@ package doors
 import (
 	"bytes"
 	"context"
+	"flag"
 	"io"
 	"net"
 	"net/http"
@@ -90,6 +91,23 @@ func (x *proxy) start(t *testing.T, address string, cmd *exec.Cmd) {
 	}
 }
 
+// configure writes a file of examples into the proxy's folder, with some of its text replaced, and returns its path.
+func (x *proxy) configure(t *testing.T, example string, replaced map[string]string) (file string) {
+	t.Helper()
+	text := read(t, example)
+	for from, to := range replaced {
+		if strings.Count(text, from) != 1 {
+			t.Fatalf("%s: %q is not there once", example, from)
+		}
+		text = strings.Replace(text, from, to, 1)
+	}
+	file = filepath.Join(x.dir, filepath.Base(example))
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
 // freeAddress returns a loopback address that nothing listens on.
 func freeAddress(t *testing.T) string {
 	t.Helper()
@@ -121,20 +139,10 @@ func startNginx(p *platform) *proxy {
 	x := &proxy{name: "nginx", dir: p.t.TempDir()}
 	address := freeAddress(p.t)
 	nodes, api := p.addresses()
-	conf := read(p.t, "nginx/nginx.conf")
-	for from, to := range map[string]string{
+	file := x.configure(p.t, "nginx/nginx.conf", map[string]string{
 		"listen 127.0.0.1:8000": "listen " + address, "server 127.0.0.1:8090": "server " + api,
 		"server 127.0.0.1:8081": "server " + nodes[0], "server 127.0.0.1:8082": "server " + nodes[1], "server 127.0.0.1:8083": "server " + nodes[2],
-	} {
-		if strings.Count(conf, from) != 1 {
-			p.t.Fatalf("nginx.conf: %q is not there once", from)
-		}
-		conf = strings.Replace(conf, from, to, 1)
-	}
-	file := filepath.Join(x.dir, "nginx.conf")
-	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
-		p.t.Fatal(err)
-	}
+	})
 	token := filepath.Join(x.dir, "keyward-token.conf")
 	if err := os.WriteFile(token, []byte(`proxy_set_header X-Internal-Token "`+p.token+`";`), 0o600); err != nil {
 		p.t.Fatal(err)
@@ -166,10 +174,7 @@ func startCaddy(p *platform) *proxy {
 	address := freeAddress(p.t)
 	nodes, api := p.addresses()
 	// A copy, so that the go command knows the file for one that the test read.
-	file := filepath.Join(x.dir, "Caddyfile")
-	if err := os.WriteFile(file, []byte(read(p.t, "caddy/Caddyfile")), 0o600); err != nil {
-		p.t.Fatal(err)
-	}
+	file := x.configure(p.t, "caddy/Caddyfile", nil)
 	cmd := exec.Command(program, "run", "--config", file, "--adapter", "caddyfile")
 	_, port, _ := net.SplitHostPort(address)
 	cmd.Env = append(os.Environ(), "DOOR_PORT="+port, "DOOR_LOG="+filepath.Join(x.dir, "caddy.log"),
@@ -179,8 +184,37 @@ func startCaddy(p *platform) *proxy {
 	return x
 }
 
-// traefik does what Traefik's ForwardAuth is documented to do, by what examples/traefik says. Traefik itself cannot be had as a Go
-// module or a Debian package.
+// traefikProgram is Traefik itself, which is no Debian package, and of whose module not all that it needs is public.
+var traefikProgram = flag.String("doors.traefik", "", "the traefik program, version 3, to run with examples/traefik; without it what it does is played")
+
+// startTraefik starts Traefik with the configuration of examples.
+func startTraefik(p *platform) *proxy {
+	p.t.Helper()
+	x := &proxy{name: "Traefik", dir: p.t.TempDir()}
+	address, question := freeAddress(p.t), freeAddress(p.t)
+	nodes, api := p.addresses()
+	dynamic := strings.NewReplacer("127.0.0.1:8089", question, "127.0.0.1:8090", api,
+		"127.0.0.1:8081", nodes[0], "127.0.0.1:8082", nodes[1], "127.0.0.1:8083", nodes[2]).Replace(read(p.t, "traefik/dynamic.yml"))
+	if err := os.WriteFile(filepath.Join(x.dir, "dynamic.yml"), []byte(dynamic), 0o600); err != nil {
+		p.t.Fatal(err)
+	}
+	file := x.configure(p.t, "traefik/traefik.yml", map[string]string{
+		"127.0.0.1:8000": address, "127.0.0.1:8089": question, "accessLog:\n": "accessLog:\n  filePath: access.log\n",
+	})
+	cmd := exec.Command(*traefikProgram, "--configFile="+file)
+	cmd.Env = append(os.Environ(), "KEYWARD_INTERNAL_TOKEN="+p.token)
+	x.start(p.t, address, cmd)
+	// It listens before its routes are there.
+	if err := keywardtest.Poll(func() bool {
+		resp, _, err := p.do("GET", x.url+"/v1/payments", "", nil)
+		return err == nil && resp.StatusCode == http.StatusUnauthorized
+	}, nil); err != nil {
+		p.t.Fatalf("Traefik does not refuse what has no key: %v\n%s", err, x.output)
+	}
+	return x
+}
+
+// traefik does what Traefik's ForwardAuth is documented to do, by what examples/traefik says.
 type traefik struct {
 	*httptest.Server
 	next   atomic.Int64
