@@ -94,7 +94,6 @@ func newCrowd(c *cluster) *crowd {
 		w.probes = append(w.probes, make(chan struct{}, 200)) // a frozen node must not take those of the others
 	}
 	w.phase.Store(&phase{fault: "start"})
-	c.tb.Cleanup(w.judgeTimes)
 	return w
 }
 

@@ -86,7 +86,7 @@ type failures struct {
 
 func repeatFailures(tb testing.TB) testing.TB {
 	f := &failures{TB: tb}
-	tb.Cleanup(func() { // the last, since it is the first that is asked for
+	tb.Cleanup(func() { // after the processes' own, which are asked for later
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		for _, what := range f.said {
@@ -106,7 +106,7 @@ func (f *failures) keep(what string) string {
 // Error implements testing.TB.
 func (f *failures) Error(args ...any) {
 	f.TB.Helper()
-	f.TB.Error(f.keep(fmt.Sprint(args...)))
+	f.TB.Error(f.keep(strings.TrimSuffix(fmt.Sprintln(args...), "\n")))
 }
 
 // Errorf implements testing.TB.
@@ -118,7 +118,7 @@ func (f *failures) Errorf(format string, args ...any) {
 // Fatal implements testing.TB.
 func (f *failures) Fatal(args ...any) {
 	f.TB.Helper()
-	f.TB.Fatal(f.keep(fmt.Sprint(args...)))
+	f.TB.Fatal(f.keep(strings.TrimSuffix(fmt.Sprintln(args...), "\n")))
 }
 
 // Fatalf implements testing.TB.
@@ -264,6 +264,12 @@ func (l *latencies) add(d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.all = append(l.all, d)
+}
+
+func (l *latencies) count() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.all)
 }
 
 // quantile returns the least time that a share of the samples did not exceed, 0 when there are none.

@@ -296,7 +296,7 @@ func TestF12CancelledCommit(t *testing.T) {
 		for done := false; !done || time.Since(frozen) < lease+10*time.Millisecond; {
 			err := w.query(`SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'`, func(pgx.Rows) error { cancelled++; return nil })
 			if err != nil {
-				t.Error(err)
+				w.tb.Error(err)
 			}
 			select {
 			case a = <-answered:
@@ -309,7 +309,7 @@ func TestF12CancelledCommit(t *testing.T) {
 		}
 		standby.Thaw(t)
 		if !a.unknown() {
-			t.Errorf("F12: a revoke whose commit was cancelled was answered %d %s", a.status, a.code())
+			w.tb.Errorf("F12: a revoke whose commit was cancelled was answered %d %s", a.status, a.code())
 		}
 		w.history.addKey(k, operation{act: ended, call: a.call, ret: never})
 		w.heal()
@@ -317,7 +317,7 @@ func TestF12CancelledCommit(t *testing.T) {
 	}
 	w.probing.Wait()
 	if cancelled == 0 {
-		t.Error("F12: no commit waited for the standby")
+		w.tb.Error("F12: no commit waited for the standby")
 	}
 	w.noneWrong("F12")
 	t.Logf("F12: %d revokes, %d commits cancelled while they waited, 0 answered", count, cancelled)
@@ -326,6 +326,7 @@ func TestF12CancelledCommit(t *testing.T) {
 // noneWrong fails the test for whatever the checks find in the history so far.
 func (w *crowd) noneWrong(fault string) {
 	w.tb.Helper()
+	w.judgeTimes()
 	found := w.history.check()
 	report(w.tb, fault+": stale accepts", found.staleAccepts)
 	report(w.tb, fault+": refused though answered", found.lostWrites)

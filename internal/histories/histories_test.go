@@ -175,6 +175,7 @@ func (p *played) judge() {
 		all := &phase.revokes
 		t.Logf("  revokes, %-24s p50 %8v  p99 %8v  longest %8v  of %d", phase.fault+":", all.quantile(0.5).Round(100*time.Microsecond), all.quantile(0.99).Round(100*time.Microsecond), all.quantile(1).Round(100*time.Microsecond), len(all.all))
 	}
+	p.judgeTimes()
 	if f.answered.Load() == 0 || f.accepted.Load() == 0 || f.keyRefused.Load() == 0 {
 		t.Error("hardly anything was written or verified: this proves nothing")
 	}

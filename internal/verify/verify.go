@@ -241,7 +241,7 @@ func (v *Verifier) Verify(ctx context.Context, r Request) (Verdict, error) {
 		if verdict, err := v.ask(ctx, digest, env, &r); err == nil {
 			return verdict, nil
 		}
-		// The primary did not answer in time. A node that has just started may have its lease by now.
+		// The primary gave no answer. A node that has just started may have its lease by now.
 	}
 }
 
