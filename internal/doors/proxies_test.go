@@ -28,7 +28,7 @@ import (
 
 const examples = "../../examples/"
 
-// proxy is a running nginx or Caddy, with the configuration of examples as it stands but for the addresses.
+// proxy is a running nginx, Caddy or Traefik, with the configuration of examples as it stands but for the addresses.
 type proxy struct {
 	name   string
 	url    string
@@ -184,7 +184,7 @@ func startCaddy(p *platform) *proxy {
 	return x
 }
 
-// traefikProgram is Traefik itself, which is no Debian package, and of whose module not all that it needs is public.
+// traefikProgram is Traefik itself, which is no Debian package and takes long to build.
 var traefikProgram = flag.String("doors.traefik", "", "the traefik program, version 3, to run with examples/traefik; without it what it does is played")
 
 // startTraefik starts Traefik with the configuration of examples.
@@ -214,7 +214,7 @@ func startTraefik(p *platform) *proxy {
 	return x
 }
 
-// traefik does what Traefik's ForwardAuth is documented to do, by what examples/traefik says.
+// traefik does what Traefik's ForwardAuth is documented to do, by what examples/traefik says. Its own rules for paths are not played.
 type traefik struct {
 	*httptest.Server
 	next   atomic.Int64
@@ -371,7 +371,7 @@ func (x *traefik) ask(r *http.Request, question string) (*http.Response, []byte)
 		}
 		body, err := io.ReadAll(resp.Body)
 		resp.Body.Close()
-		if err == nil {
+		if err == nil && (resp.StatusCode < 502 || resp.StatusCode > 504 || i+1 == len(x.nodes)) { // as its retry says
 			return resp, body
 		}
 	}

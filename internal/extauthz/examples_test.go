@@ -4,13 +4,14 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
 	bootstrapv3 "github.com/envoyproxy/go-control-plane/envoy/config/bootstrap/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	extauthzv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_authz/v3"
-	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
+	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -20,6 +21,8 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
 	"gopkg.in/yaml.v3"
+
+	"github.com/syncgram/keyward/internal/credential"
 )
 
 // The examples for Envoy are bootstraps of the version of its API that this is built with: every field is known and within its bounds, also
@@ -50,6 +53,8 @@ func TestV4EnvoyExamples(t *testing.T) {
 					switch m := m.(type) {
 					case *extauthzv3.ExtAuthz:
 						filters = append(filters, m)
+					case *mutationv3.HeaderMutation:
+						checkRemoved(t, m)
 					case *extauthzv3.CheckSettings:
 						extensions += len(m.ContextExtensions)
 						if _, err := readRules(m.ContextExtensions); err != nil {
@@ -72,6 +77,19 @@ func TestV4EnvoyExamples(t *testing.T) {
 					t.Error("Keyward does not see every header")
 				}
 			})
+		}
+	}
+}
+
+// checkRemoved demands that a client's header is removed just when it reads as one of Keyward's. Envoy matches the whole name, in lower case.
+func checkRemoved(t *testing.T, m *mutationv3.HeaderMutation) {
+	t.Helper()
+	for _, mutation := range m.GetMutations().GetRequestMutations() {
+		whole := regexp.MustCompile("^(?:" + mutation.GetRemoveOnMatch().GetKeyMatcher().GetSafeRegex().GetRegex() + ")$")
+		for _, name := range []string{"x-keyward-key-id", "x-keyward-", "x.keyward.key.id", "x_keyward_environment", "x!keyward~key|id", "x-keywardly", "x-keyward", "x-api-key", "my-x-keyward-key-id"} {
+			if whole.MatchString(name) != credential.IsIdentity(name) {
+				t.Errorf("%s: removed: %t", name, whole.MatchString(name))
+			}
 		}
 	}
 }
