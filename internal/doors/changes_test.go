@@ -294,7 +294,7 @@ func testNodesGoAway(t *testing.T, p *platform, k key) {
 			got, err := d.ask(r, 0)
 			if d.name == "Traefik" {
 				err = nil // the body is its own
-				if got.word == "502" {
+				if *traefikProgram != "" && got.word == "502" {
 					got.word = "503" // until its health check has found the nodes gone
 				}
 			}
@@ -305,7 +305,7 @@ func testNodesGoAway(t *testing.T, p *platform, k key) {
 		for _, query := range []string{"?key=" + k.Key, "?k=" + strings.Replace(k.Key, "live", "l%69ve", 1), "/" + k.Key} {
 			r := bearer(k.Key)
 			r.query = query
-			if got, _ := d.ask(r, 0); got.accepted || !strings.Contains("400 404 503", got.word) && (d.name != "Traefik" || got.word != "502") {
+			if got, _ := d.ask(r, 0); got.accepted || !strings.Contains("400 404 503", got.word) && (d.name != "Traefik" || *traefikProgram == "" || got.word != "502") {
 				t.Errorf("%s, all nodes gone, a secret in the URL: %q", d.name, got.word)
 			}
 		}

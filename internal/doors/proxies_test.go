@@ -185,7 +185,7 @@ func startCaddy(p *platform) *proxy {
 }
 
 // traefikProgram is Traefik itself, which is no Debian package and takes long to build.
-var traefikProgram = flag.String("doors.traefik", "", "the traefik program, version 3, to run with examples/traefik; without it what it does is played")
+var traefikProgram = flag.String("doors.traefik", "", "the traefik program, version 3.7.12 or newer, to run with examples/traefik; without it what it does is played")
 
 // startTraefik starts Traefik with the configuration of examples.
 func startTraefik(p *platform) *proxy {
