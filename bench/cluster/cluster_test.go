@@ -315,7 +315,7 @@ func (m *many) mostRenewals(b *testing.B, d time.Duration) float64 {
 		if err := s.Register(b.Context(), keys.Node{ID: id, Lease: time.Second}); err != nil {
 			b.Fatal(err)
 		}
-		mark, err := s.Snapshot(b.Context(), keys.Visitor{Key: func(keys.Key) error { return nil }, Organization: func(keys.Organization) error { return nil }})
+		mark, _, err := s.Snapshot(b.Context(), keys.Visitor{Key: func(keys.Key) error { return nil }, Organization: func(keys.Organization) error { return nil }})
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -14,7 +14,6 @@ import (
 
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/sqlstore"
-	"github.com/syncgram/keyward/token"
 )
 
 // errAway is what every call answers until the database was opened; the doors make 503 of it.
@@ -167,16 +166,17 @@ func (l *lateStore) Now(ctx context.Context) (time.Time, error) {
 	return with(l, func(s *sqlstore.Store) (time.Time, error) { return s.Now(ctx) })
 }
 
-func (l *lateStore) Snapshot(ctx context.Context, v keys.Visitor) (keys.Mark, error) {
-	return with(l, func(s *sqlstore.Store) (keys.Mark, error) { return s.Snapshot(ctx, v) })
+func (l *lateStore) Snapshot(ctx context.Context, v keys.Visitor) (mark keys.Mark, set keys.SetHash, err error) {
+	err = l.do(func(s *sqlstore.Store) (err error) { mark, set, err = s.Snapshot(ctx, v); return err })
+	return mark, set, err
 }
 
 func (l *lateStore) Changes(ctx context.Context, after keys.Mark, limit int) (keys.Changes, error) {
 	return with(l, func(s *sqlstore.Store) (keys.Changes, error) { return s.Changes(ctx, after, limit) })
 }
 
-func (l *lateStore) LookUp(ctx context.Context, d token.Digest, connected string) (keys.Found, error) {
-	return with(l, func(s *sqlstore.Store) (keys.Found, error) { return s.LookUp(ctx, d, connected) })
+func (l *lateStore) SetElement(keyID, kind, id string, revision int64) ([32]byte, error) {
+	return l.options.Ring.Weight(keyID, kind, id, revision)
 }
 
 func (l *lateStore) RecordUses(ctx context.Context, uses []keys.Use) error {

@@ -41,6 +41,8 @@ const (
 	manageFile      = "internal/keys/manage.go"
 	issueFile       = "internal/keys/issue.go"
 	feedFile        = "internal/sqlstore/feed.go"
+	snapshotFile    = "internal/sqlstore/snapshot.go"
+	indexFile       = "internal/verify/index.go"
 	writeFile       = "internal/sqlstore/write.go"
 	transactionFile = "internal/sqlstore/transaction.go"
 	sqlFile         = "internal/sqlstore/sql.go"
@@ -238,11 +240,12 @@ CREATE TABLE lineage (`,
 	}}, domain, "TestC21Revoke/sqlite", false},
 
 	{"a reload clears the table that answers", []Defect{{File: followFile,
-		Old: `		v.closeView()
-		v.flush(ctx) // the uses go with the index they are noted in
+		Old: `	v.closeView()
+	v.flush(ctx) // the uses go with the index they are noted in
 `,
-		New: `		v.flush(ctx) // the uses go with the index they are noted in
-		v.view.Store(&view{index: newIndex(), applied: held.applied, lease: held.lease})
+		New: `	held := v.view.Load()
+	v.flush(ctx) // the uses go with the index they are noted in
+	v.view.Store(&view{index: newIndex(v.cfg.Feed.SetElement), applied: held.applied, proven: true, lease: held.lease})
 `,
 	}}, verification, "TestI2RestoredBackup", true},
 
@@ -251,14 +254,12 @@ CREATE TABLE lineage (`,
 		case <-ctx.Done():
 		}
 		stop()
-	}
-	return false, ctx.Err()`,
+		v.awake()`,
 		New: `		case <-ctx.Done():
 		}
 		_ = next
 		stop()
-	}
-	return false, ctx.Err()`,
+		v.awake()`,
 	}}, verification, "TestP1LostAnnouncementCostsAPoll", true},
 
 	{"reads go to a standby", []Defect{{File: postgresFile,
@@ -308,10 +309,30 @@ CREATE TABLE lineage (`,
 		New: `st.Behind == 0 && v`,
 	}}, verification, "TestC23OwnRowIsAskedFor", false},
 
-	{"the slow path confirms nothing", []Defect{{File: feedFile,
-		Old: `	if s.name == Postgres { // on the same`,
-		New: `	if false { // on the same`,
-	}}, store, "TestC23ACancelledSynchronousCommit", false},
+	{"memory is acknowledged without being compared", []Defect{{File: indexFile,
+		Old: `	return ix.set.sum == authentic, nil`,
+		New: `	return true, nil`,
+	}}, verification, "TestV8RowKeptFromANode", true},
+
+	{"a memory that differs is answered from", []Defect{{File: followFile,
+		Old: `func(next *view) { next.distrusted = true })`,
+		New: `func(*view) {})`,
+	}}, verification, "TestV8RowKeptFromANode", true},
+
+	{"a scrub does not look at what memory holds", []Defect{{File: followFile,
+		Old: `	case row != rowName{}:
+`,
+		New: `	case false:
+`,
+	}}, verification, "TestV8ScrubComparesMemory", false},
+
+	{"a database is loaded whose audit log is broken", []Defect{{File: snapshotFile,
+		Old: `		if err := s.checkChain(ctx, tx, st); err != nil {
+			return err
+		}
+`,
+		New: ``,
+	}}, store, "TestV8NothingIsLoadedOverABrokenLog", false},
 
 	{"a fence asks for no history", []Defect{{File: feedFile,
 		Old: `		if !has {
@@ -350,11 +371,10 @@ CREATE TABLE lineage (`,
 		New: `held != nil {`,
 	}}, verification, "TestC23RevisionToken", false},
 
-	{"the primary answers for a revision it does not have", []Defect{{File: verifyFile,
-		Old: `	if found.Revision < r.MinRevision {
+	{"nobody reads what a verification waits for", []Defect{{File: verifyFile,
+		Old: `		v.asked.Store(minRevision)
 `,
-		New: `	if false {
-`,
+		New: ``,
 	}}, verification, "TestC23RevisionToken", false},
 
 	{"a node registers again under its old id", []Defect{{File: followFile,

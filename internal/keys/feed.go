@@ -4,32 +4,30 @@ import (
 	"context"
 	"errors"
 	"time"
-
-	"github.com/syncgram/keyward/token"
 )
 
 // Feed is what verification needs of a database: all rows once, then what changed,
 // and the rows in which serving nodes say how far they are. The keys and organizations
 // rows are their own change log: each carries the revision that last changed it.
 type Feed interface {
-	// Snapshot visits every key and organization as of one revision and returns its mark.
-	// It also checks the seal over the whole set of rows: when a row was rolled back
-	// to an older sealed copy or removed, it finds out which from the audit log, visits a rolled-back row
-	// with Genuine false, a removed organization as one with Genuine and Active
-	// false, and a removed key as one that has its id alone. If even the audit log does not hold together, it returns ErrTampered.
-	Snapshot(ctx context.Context, v Visitor) (Mark, error)
+	// Snapshot visits every key and organization as of one revision and returns its mark and
+	// the authenticated set hash at that mark. It proves the whole database (V8): the audit log
+	// is one unbroken chain that ends where the authenticated state says, and the rows hash to
+	// the authenticated set hash. If a row was rolled back or removed, the audit log tells which:
+	// Snapshot visits a rolled-back row with Genuine false, a removed organization with Genuine and
+	// Active false, and a removed key with its id alone. The Revision of a row that is not
+	// authentic is the latest the audit log has for it, 0 if none. ErrTampered means that the
+	// database cannot be proven.
+	Snapshot(ctx context.Context, v Visitor) (Mark, SetHash, error)
 
 	// Changes returns the rows changed after a mark, in one consistent read, and the mark
 	// that read stands for. At most limit rows are returned; a write's rows are never split.
 	// ErrDiverged means that the mark is of another history than the database's.
 	Changes(ctx context.Context, after Mark, limit int) (Changes, error)
 
-	// LookUp reads one key by its digest, and its organization and (when connected is not empty)
-	// that organization too, from the primary in one consistent read. That there is no such key is found
-	// as well: then Found has a revision and nothing else. It returns only once the server it read from has committed
-	// something after the read: an old primary that a standby has taken over from, and that does not know, gets no commit
-	// acknowledged (with synchronous replication), so nothing is decided from what it still shows.
-	LookUp(ctx context.Context, d token.Digest, connected string) (Found, error)
+	// SetElement returns one row's element of the set hash: a keyed digest of its kind, id and
+	// revision under the named master key. An error means that this node does not have the key.
+	SetElement(keyID, kind, id string, revision int64) ([32]byte, error)
 
 	// RecordUses moves each key's last use forward, never back. It takes no revision and changes
 	// no sealed row.
@@ -102,9 +100,23 @@ type Standing struct {
 	Settled  bool          // every lease granted on an earlier timeline is known to be over
 }
 
+// SetHash is the XOR of one element for each key and organization row of the database: a keyed
+// digest of the row's kind, id and revision. The database's authenticated state holds it, so a
+// node can compare what its memory holds with what Keyward wrote (V8).
+type SetHash struct {
+	KeyID string // the master key the elements are made under; empty = the set hash is not known
+	Sum   [32]byte
+}
+
 // Changes is what happened after a mark.
 type Changes struct {
-	Mark          // everything up to and including it is in these and earlier changes
+	Mark // everything up to and including it is in these and earlier changes
+
+	// Set is the authenticated set hash at Mark. It is not known at a stop on the way, when more
+	// rows had changed than were asked for: memory that has got so far acknowledges nothing yet.
+	Set SetHash
+
+	// The Revision of a row that is not authentic is the latest the audit log has for it.
 	Keys          []Key
 	Organizations []Organization
 }
@@ -118,14 +130,6 @@ type Announcement struct {
 	Changes  *Changes
 	Before   Mark
 	Timeline int64
-}
-
-// Found is what the primary has for one verification.
-type Found struct {
-	Revision  int64 // of the database at that read
-	Key       Key   // the zero Key, which is not genuine, when there is none
-	Owner     Organization
-	Connected Organization // the zero Organization when none was asked for
 }
 
 // Node is a serving process.

@@ -30,6 +30,8 @@ type announced struct {
 	Hash                []byte
 	BeforeSequence      int64
 	BeforeHash          []byte
+	SetKeyID            string
+	Set                 []byte
 	Timeline            int64
 	Keys, Organizations [][]any // columns, as keyArguments and organizationArguments have them
 }
@@ -45,7 +47,8 @@ func (t *writeTx) announcement() string {
 	if len(t.changed) > mostAnnouncedRows {
 		return revision
 	}
-	a := announced{Sequence: t.state.sequence, Hash: t.state.hash[:], BeforeSequence: t.sequence, BeforeHash: t.hash, Timeline: t.timeline}
+	a := announced{Sequence: t.state.sequence, Hash: t.state.hash[:], BeforeSequence: t.sequence, BeforeHash: t.hash,
+		SetKeyID: t.state.weightKeyID, Set: t.state.weight[:], Timeline: t.timeline}
 	for row, columns := range t.changed {
 		if row.kind == keys.KindKey {
 			a.Keys = append(a.Keys, columns)
@@ -88,14 +91,17 @@ func (s *Store) announcementOf(payload string) keys.Announcement {
 		Hash                []byte
 		BeforeSequence      int64
 		BeforeHash          []byte
+		SetKeyID            string
+		Set                 []byte
 		Timeline            int64
 		Keys, Organizations []jsonRow
 	}
 	ch := &keys.Changes{Mark: keys.Mark{Revision: revision}}
-	if json.Unmarshal(plain, &content) != nil || len(content.Hash) != len(ch.Hash) {
+	if json.Unmarshal(plain, &content) != nil || len(content.Hash) != len(ch.Hash) || len(content.Set) != len(ch.Set.Sum) {
 		return bare
 	}
 	ch.Sequence, ch.Hash = content.Sequence, [32]byte(content.Hash)
+	ch.Set = keys.SetHash{KeyID: content.SetKeyID, Sum: [32]byte(content.Set)}
 	for _, row := range content.Keys {
 		r, err := scanKey(row)
 		if err != nil {

@@ -165,10 +165,6 @@ func TestC23ACancelledSynchronousCommit(t *testing.T) {
 			}
 			return err
 		},
-		"LookUp": func(ctx context.Context) error {
-			_, err := s.LookUp(ctx, known.Digest, "")
-			return err
-		},
 	} {
 		result := make(chan error, 1)
 		go func() { result <- call(t.Context()) }()

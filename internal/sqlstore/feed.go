@@ -10,31 +10,20 @@ import (
 	"time"
 
 	"github.com/syncgram/keyward/internal/keys"
-	"github.com/syncgram/keyward/token"
 )
 
 // Changes implements keys.Feed. A single write with more rows than limit is returned whole.
 //
-// It is no transaction: every node does this for every write, and each statement is a trip to the server. The mark is read first.
-// Rows are never deleted, so whatever had changed up to it is in what is read after, perhaps with a still later change; such a
-// row comes early, which is as good as its write's answer coming late.
+// It is one consistent read, since memory is compared with the set hash of exactly that moment.
+// Every node does this for every write, so on PostgreSQL the transaction is one trip to the server.
 func (s *Store) Changes(ctx context.Context, after keys.Mark, limit int) (ch keys.Changes, err error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	limit = max(limit, 1)
 	var m meta
 	var there, last []byte
-	db := s.reader
-	if s.nodes == nil {
-		db = s.lease // the renewal comes next, on the same connection: its server process is awake
-	}
-	conn, err := db.Conn(ctx)
-	if err != nil {
-		return keys.Changes{}, fmt.Errorf("sqlstore: %w", err)
-	}
-	defer conn.Close()
 	// One more than asked for tells whether that was all.
-	err = together(ctx, conn, conn,
+	err = s.readTogether(ctx,
 		call{statement: news, arguments: []any{after.Sequence}, into: append(m.columns(), &there, &last)},
 		call{statement: keysAfter, arguments: []any{anyRevision, after.Revision, int64(limit) + 1}, each: s.keyInto(&ch.Keys)},
 		call{statement: organizationsAfter, arguments: []any{anyRevision, after.Revision, int64(limit) + 1}, each: s.organizationInto(&ch.Organizations)})
@@ -48,28 +37,46 @@ func (s *Store) Changes(ctx context.Context, after keys.Mark, limit int) (ch key
 	if after.Revision > st.revision || after.Sequence > st.sequence || there != nil && string(there) != string(after.Hash[:]) {
 		return keys.Changes{}, keys.ErrDiverged
 	}
-	if ch.Mark = st.mark(); string(last) != string(st.hash[:]) { // the end of the log was tampered with
-		if ch.Mark, err = s.mark(ctx, s.reader, st); err != nil {
-			return keys.Changes{}, err
-		}
+	if string(last) != string(st.hash[:]) && st.sequence > 0 {
+		return keys.Changes{}, s.badState(st.revision, "the audit log does not end where the authenticated state says")
 	}
+	ch.Mark, ch.Set = st.mark(), st.set()
 	if len(ch.Keys)+len(ch.Organizations) <= limit {
 		return ch, nil
 	}
 	first, cut := lastWhole(ch, limit)
+	// A stop on the way: the next read is compared again.
+	ch.Mark, ch.Set = keys.Mark{Revision: max(first, cut)}, keys.SetHash{}
 	if cut < first {
-		ch.Mark = keys.Mark{Revision: first}
 		if ch.Keys, err = s.someKeys(ctx, s.reader, keysOfWrite, first); err != nil {
 			return keys.Changes{}, err
 		}
 		ch.Organizations, err = s.organizations(ctx, s.reader, organizationsOfWrite, first)
 		return ch, err
 	}
-	cut = min(cut, st.revision)
-	ch.Mark = keys.Mark{Revision: cut} // a stop on the way: the next read is compared again
 	ch.Keys = slices.DeleteFunc(ch.Keys, func(k keys.Key) bool { return k.Revision > cut })
 	ch.Organizations = slices.DeleteFunc(ch.Organizations, func(o keys.Organization) bool { return o.Revision > cut })
 	return ch, nil
+}
+
+// readTogether runs reads in one transaction: everything they read stands for one moment.
+func (s *Store) readTogether(ctx context.Context, calls ...call) error {
+	db := s.reader
+	if s.nodes == nil {
+		db = s.lease // the renewal comes next, on the same connection: its server process is awake
+	}
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return fmt.Errorf("sqlstore: %w", err)
+	}
+	defer conn.Close()
+	if s.name == SQLite {
+		return s.viewOn(ctx, conn, func(ctx context.Context, tx *sql.Tx) error { return together(ctx, tx, conn, calls...) })
+	}
+	tx := &transaction{queries: conn, conn: conn}
+	defer tx.rollBack(ctx)
+	_, err = pipeline(ctx, conn, slices.Concat([]call{{statement: beginRead}}, calls, []call{{statement: commitTx}}))
+	return err
 }
 
 // mark returns the point in history that st stands for. When somebody took the last entry away the history cannot be
@@ -114,45 +121,9 @@ func lastWhole(ch keys.Changes, limit int) (first, last int64) {
 	return revisions[0], revisions[limit] - 1
 }
 
-// LookUp implements keys.Feed.
-func (s *Store) LookUp(ctx context.Context, d token.Digest, connected string) (f keys.Found, err error) {
-	ctx, cancel := s.bound(ctx)
-	defer cancel()
-	conn, err := s.reader.Conn(ctx)
-	if err != nil {
-		return keys.Found{}, fmt.Errorf("sqlstore: %w", err)
-	}
-	defer conn.Close()
-	err = s.viewOn(ctx, conn, func(ctx context.Context, tx *sql.Tx) error {
-		st, err := s.currentState(ctx, tx)
-		if err != nil {
-			return err
-		}
-		f.Revision = st.revision
-		f.Key, err = s.oneKey(ctx, tx, keyByDigest, d[:])
-		if errors.Is(err, keys.ErrNotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if f.Owner, err = s.organization(ctx, tx, anyRevision, f.Key.OrganizationID, sameRevision); err != nil {
-			return err
-		}
-		if connected != "" {
-			f.Connected, err = s.organization(ctx, tx, anyRevision, connected, sameRevision)
-		}
-		return err
-	})
-	if err != nil {
-		return keys.Found{}, err
-	}
-	if s.name == Postgres { // on the same connection: it is this server that has to commit
-		if _, err := s.writeOn(ctx, conn, confirm); err != nil {
-			return keys.Found{}, err
-		}
-	}
-	return f, nil
+// SetElement implements keys.Feed.
+func (s *Store) SetElement(keyID, kind, id string, revision int64) ([32]byte, error) {
+	return s.ring.Weight(keyID, kind, id, revision)
 }
 
 // RecordUses implements keys.Feed. Uses of keys that are not there are dropped.

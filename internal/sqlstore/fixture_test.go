@@ -146,7 +146,7 @@ type all struct {
 
 func (f *fixture) snapshot(ctx context.Context) (a all, err error) {
 	a = all{keys: make(map[string]keys.Key), organizations: make(map[string]keys.Organization)}
-	mark, err := f.Snapshot(ctx, keys.Visitor{
+	mark, _, err := f.Snapshot(ctx, keys.Visitor{
 		Key:          func(k keys.Key) error { a.keys[k.ID] = k; return nil },
 		Organization: func(o keys.Organization) error { a.organizations[o.ID] = o; return nil },
 	})

@@ -34,7 +34,7 @@ func TestC23LostWritesAreTold(t *testing.T) {
 	}
 	mark := func(s *sqlstore.Store) keys.Mark {
 		t.Helper()
-		m, err := s.Snapshot(t.Context(), keys.Visitor{
+		m, _, err := s.Snapshot(t.Context(), keys.Visitor{
 			Key:          func(keys.Key) error { return nil },
 			Organization: func(keys.Organization) error { return nil },
 		})

@@ -2,16 +2,13 @@ package sqlstore_test
 
 import (
 	"context"
-	"errors"
 	"io/fs"
 	"os"
 	"testing"
-	"time"
 
 	"github.com/pressly/goose/v3"
 
 	"github.com/syncgram/keyward/internal/keys"
-	"github.com/syncgram/keyward/internal/keys/keystest"
 	"github.com/syncgram/keyward/internal/pgtest"
 	"github.com/syncgram/keyward/internal/sqlstore"
 )
@@ -53,32 +50,6 @@ func must[T any](v T, err error) T {
 		panic(err)
 	}
 	return v
-}
-
-// C23, P6: what the primary shows decides only once that server has committed something after: an old primary that a standby has taken over
-// from shows what it had, and gets no commit acknowledged.
-func TestC23LookUpIsConfirmed(t *testing.T) {
-	primary := pgtest.NewServer(t)
-	standby := primary.NewStandby(t, true)
-	s, err := sqlstore.Open(t.Context(), sqlstore.Options{URL: primary.URL(), Ring: newRing(t, newLine(t, "m1"))})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-	k := keystest.NewKey("org_a", keys.StateActive)
-	keystest.MustInsert(t, s, k)
-	if found, err := s.LookUp(t.Context(), k.Digest, ""); err != nil || found.Key.ID != k.ID {
-		t.Fatalf("%+v, %v", found, err)
-	}
-	standby.Withhold(t)
-	standby.Promote(t)
-	for name, digest := range map[string][32]byte{"a key it has": k.Digest, "a key it has not": {}} {
-		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
-		if _, err := s.LookUp(ctx, digest, ""); err == nil || errors.Is(err, keys.ErrNotFound) {
-			t.Errorf("%s: the old primary was believed: %v", name, err)
-		}
-		cancel()
-	}
 }
 
 // P7: which durability is configured.

@@ -230,9 +230,6 @@ func TestC23NothingIsReadFromAStandby(t *testing.T) {
 	if got, err := s.Key(t.Context(), k.ID); err != nil || got.State != keys.StateRevoked {
 		t.Errorf("Key: %q, %v", got.State, err)
 	}
-	if got, err := s.LookUp(t.Context(), k.Digest, ""); err != nil || got.Key.State != keys.StateRevoked {
-		t.Errorf("LookUp: %q, %v", got.Key.State, err)
-	}
 	if got, err := s.Changes(t.Context(), keys.Mark{}, 100); err != nil || got.Mark.Revision != commit {
 		t.Errorf("Changes up to %d of %d, %v", got.Mark.Revision, commit, err)
 	}

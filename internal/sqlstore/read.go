@@ -145,15 +145,21 @@ func (s *Store) organizations(ctx context.Context, q queries, statement string, 
 	return found, err
 }
 
-// organizationInto adds a row's organization to found.
+// organizationInto adds a row's organization to found. The revision of one that is not authentic
+// is the one the audit log has.
 func (s *Store) organizationInto(found *[]keys.Organization) func(scanner) error {
 	return func(row scanner) error {
 		var logged int64
 		r, err := scanOrganization(row, &logged)
-		if err == nil {
-			*found = append(*found, s.organizationFromRow(&r, r.Revision == logged))
+		if err != nil {
+			return err
 		}
-		return err
+		o := s.organizationFromRow(&r, r.Revision == logged)
+		if !o.Genuine {
+			o.Revision = logged
+		}
+		*found = append(*found, o)
+		return nil
 	}
 }
 
@@ -164,15 +170,20 @@ func (s *Store) someKeys(ctx context.Context, q queries, statement string, argum
 	return found, err
 }
 
-// keyInto adds a row's key to found.
+// keyInto is organizationInto for keys.
 func (s *Store) keyInto(found *[]keys.Key) func(scanner) error {
 	return func(row scanner) error {
 		var logged int64
 		r, err := scanKey(row, &logged)
-		if err == nil {
-			*found = append(*found, s.keyFromRow(&r, r.Revision == logged))
+		if err != nil {
+			return err
 		}
-		return err
+		k := s.keyFromRow(&r, r.Revision == logged)
+		if !k.Genuine {
+			k.Revision = logged
+		}
+		*found = append(*found, k)
+		return nil
 	}
 }
 

@@ -112,7 +112,7 @@ func (s *Store) organizationFromRow(r *organizationRow, latest bool) keys.Organi
 // so that removing the row of a switched-off organization does not switch it on.
 func (s *Store) removedOrganization(id string, latest int64) keys.Organization {
 	s.tampered("organizations", id, latest, errRemoved)
-	return keys.Organization{ID: id, CurrentEnvironment: keys.Test, Registered: true}
+	return keys.Organization{ID: id, CurrentEnvironment: keys.Test, Registered: true, Revision: latest}
 }
 
 func keyArguments(k *keys.Key, sl seal.Seal) []any {

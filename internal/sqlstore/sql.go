@@ -8,6 +8,7 @@ package sqlstore
 const (
 	// Of a write transaction on PostgreSQL, where they travel with other statements.
 	beginTx    = `BEGIN ISOLATION LEVEL READ COMMITTED`
+	beginRead  = `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY`
 	commitTx   = `COMMIT`
 	rollBackTx = `ROLLBACK`
 
@@ -169,8 +170,6 @@ const (
 
 	announce = `SELECT pg_notify('keyward', $1)`
 	listen   = `LISTEN keyward`
-	// Of its own effect nothing is kept; what counts is the commit, which a primary that was cut off gets no acknowledgement for.
-	confirm = `SELECT pg_logical_emit_message(true, 'keyward', '')`
 )
 
 const (

@@ -28,6 +28,9 @@ func (st *state) mark() keys.Mark {
 	return keys.Mark{Revision: st.revision, Sequence: st.sequence, Hash: st.hash}
 }
 
+// set is the set hash that the state authenticates.
+func (st *state) set() keys.SetHash { return keys.SetHash{KeyID: st.weightKeyID, Sum: st.weight} }
+
 const stateVersion = 1
 
 func (st *state) encode() []byte {

@@ -2,8 +2,10 @@ package verify
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -23,12 +25,14 @@ type memoryFeed struct {
 	marks         map[int64]byte
 	keys          map[string]keys.Key
 	organizations map[string]keys.Organization
+	written       map[rowName]int64 // the revision each row was last written at
+	setKeyID      string            // the master key of the set hash
+	unproven      bool              // Snapshot finds a database that cannot be proven
 	nodes         map[string]int64
 	leases        map[string]time.Duration
 	uses          map[string]time.Time
 	away          bool
 	loseAnswers   int // of registrations that are carried out
-	lookUps       int
 	snapshots     int
 
 	timeline, settled int64
@@ -45,7 +49,7 @@ var errAway = errors.New("the database is away")
 
 func newMemoryFeed() *memoryFeed {
 	return &memoryFeed{
-		keys: map[string]keys.Key{}, organizations: map[string]keys.Organization{},
+		keys: map[string]keys.Key{}, organizations: map[string]keys.Organization{}, written: map[rowName]int64{}, setKeyID: "k1",
 		marks: map[int64]byte{}, nodes: map[string]int64{}, leases: map[string]time.Duration{}, uses: map[string]time.Time{},
 	}
 }
@@ -62,14 +66,15 @@ func (f *memoryFeed) write(rows ...any) keys.Commit {
 		switch r := row.(type) {
 		case keys.Key:
 			r.Revision = f.revision
-			f.keys[r.ID] = r
+			f.keys[r.ID], f.written[rowName{keys.KindKey, r.ID}] = r, r.Revision
 			changes.Keys = append(changes.Keys, r)
 		case keys.Organization:
 			r.Revision = f.revision
-			f.organizations[r.ID] = r
+			f.organizations[r.ID], f.written[rowName{keys.KindOrganization, r.ID}] = r, r.Revision
 			changes.Organizations = append(changes.Organizations, r)
 		}
 	}
+	changes.Set = f.set()
 	a := keys.Announcement{Revision: f.revision, Changes: changes, Before: before, Timeline: f.timeline}
 	if f.terse {
 		a.Changes = nil
@@ -108,10 +113,13 @@ func (f *memoryFeed) locked(ctx context.Context, fn func() error) error {
 	return fn()
 }
 
-func (f *memoryFeed) Snapshot(ctx context.Context, v keys.Visitor) (mark keys.Mark, err error) {
+func (f *memoryFeed) Snapshot(ctx context.Context, v keys.Visitor) (mark keys.Mark, set keys.SetHash, err error) {
 	err = f.locked(ctx, func() error {
 		f.snapshots++
-		mark = f.mark()
+		if f.unproven {
+			return keys.ErrTampered
+		}
+		mark, set = f.mark(), f.set()
 		for _, k := range f.keys {
 			if err := v.Key(k); err != nil {
 				return err
@@ -124,8 +132,42 @@ func (f *memoryFeed) Snapshot(ctx context.Context, v keys.Visitor) (mark keys.Ma
 		}
 		return nil
 	})
-	return mark, err
+	return mark, set, err
 }
+
+// element stands for the key ring's.
+func element(keyID, kind, id string, revision int64) ([32]byte, error) {
+	return sha256.Sum256(fmt.Appendf(nil, "%s %s %s %d", keyID, kind, id, revision)), nil
+}
+
+func (*memoryFeed) SetElement(keyID, kind, id string, revision int64) ([32]byte, error) {
+	return element(keyID, kind, id, revision)
+}
+
+// setOf is the set hash of rows, by their revisions.
+func setOf(keyID string, rows map[rowName]int64) keys.SetHash {
+	set := newMemorySet(element)
+	set.sum.KeyID = keyID
+	for row, revision := range rows {
+		set.move(row, 0, revision)
+	}
+	return set.sum
+}
+
+// restored makes the rows there are what Keyward wrote, as in a backup that was put back. The
+// caller holds mu.
+func (f *memoryFeed) restored() {
+	clear(f.written)
+	for id, k := range f.keys {
+		f.written[rowName{keys.KindKey, id}] = k.Revision
+	}
+	for id, o := range f.organizations {
+		f.written[rowName{keys.KindOrganization, id}] = o.Revision
+	}
+}
+
+// set is the set hash of what Keyward wrote.
+func (f *memoryFeed) set() keys.SetHash { return setOf(f.setKeyID, f.written) }
 
 // mark is where the database is.
 func (f *memoryFeed) mark() keys.Mark {
@@ -138,7 +180,7 @@ func (f *memoryFeed) Changes(ctx context.Context, mark keys.Mark, _ int) (c keys
 		if after > f.revision || mark.Hash[0] != f.marks[after] {
 			return keys.ErrDiverged
 		}
-		c.Mark = f.mark()
+		c.Mark, c.Set = f.mark(), f.set()
 		for _, k := range f.keys {
 			if k.Revision > after {
 				c.Keys = append(c.Keys, k)
@@ -152,31 +194,6 @@ func (f *memoryFeed) Changes(ctx context.Context, mark keys.Mark, _ int) (c keys
 		return nil
 	})
 	return c, err
-}
-
-func (f *memoryFeed) LookUp(ctx context.Context, d token.Digest, connected string) (found keys.Found, err error) {
-	err = f.locked(ctx, func() error {
-		f.lookUps++
-		found.Revision = f.revision
-		for _, k := range f.keys {
-			if k.Digest == d {
-				found.Key, found.Owner = k, f.organization(k.OrganizationID)
-				if connected != "" {
-					found.Connected = f.organization(connected)
-				}
-				return nil
-			}
-		}
-		return nil
-	})
-	return found, err
-}
-
-func (f *memoryFeed) organization(id string) keys.Organization {
-	if o, ok := f.organizations[id]; ok {
-		return o
-	}
-	return keys.Unregistered(id)
 }
 
 func (f *memoryFeed) RecordUses(ctx context.Context, used []keys.Use) error {

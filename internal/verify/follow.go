@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -23,7 +24,9 @@ import (
 //   - the writer's wait starts after its commit returned (Await);
 //   - a new registration has a new id, so a late packet acknowledges nothing;
 //   - on a timeline that is not settled no write is answered early: the row of a node that holds a lease may be lost (lineage);
-//   - an announcement is a hint: whatever hears none of them is late, never wrong.
+//   - an announcement is a hint: a node that hears none of them is late, never wrong;
+//   - memory is acknowledged only when it equals the authenticated set hash at that point in
+//     history (view.proven): rows that somebody kept from this node are missed there (V8).
 
 // waitFactor and waitSlack make the writer's wait longer than any lease, also when two
 // machines' clocks run at rates that differ by up to a quarter.
@@ -36,7 +39,10 @@ const (
 	mostQuiet      = time.Second     // between renewals while announcements arrive
 	usesPerWrite   = 500
 	eraseEvery     = time.Minute
-	keptFor        = 24 * time.Hour
+	// hurryAfter is how long a try is left alone while verifications wait for the lease. Together
+	// with a trip it is less than maxWait.
+	hurryAfter = 100 * time.Millisecond
+	keptFor    = 24 * time.Hour
 )
 
 // How often a writer looks at the nodes' rows. Before its own node has acknowledged, no look can find that all have. The others
@@ -109,9 +115,17 @@ func (v *Verifier) serve(ctx context.Context) {
 func (v *Verifier) follow(ctx context.Context, nodeID string) (fenced bool, err error) {
 	behind := false
 	for ctx.Err() == nil {
-		if behind {
+		if v.view.Load().distrusted {
+			if err := v.loadAgain(ctx); err != nil {
+				return false, err
+			}
+		}
+		if behind || !v.view.Load().proven {
 			if err := v.catchUp(ctx); err != nil {
 				return false, err
+			}
+			if !v.view.Load().proven { // more is to be read, or to be loaded again
+				continue
 			}
 		}
 		renewal, err := v.renew(ctx, nodeID)
@@ -124,11 +138,14 @@ func (v *Verifier) follow(ctx context.Context, nodeID string) (fenced bool, err 
 		next, stop := v.clock.timer(v.pollEvery())
 		select {
 		case <-v.wake:
-			behind = v.told.Load() > v.view.Load().applied.Revision // a write has committed, and is not applied yet
+		case <-v.hurry:
 		case <-next:
 		case <-ctx.Done():
 		}
 		stop()
+		v.awake()
+		// A write has committed, or a verification asks for it, and it is not applied yet.
+		behind = max(v.told.Load(), v.asked.Swap(0)) > v.view.Load().applied.Revision
 	}
 	return false, ctx.Err()
 }
@@ -156,16 +173,66 @@ func (v *Verifier) retry(ctx context.Context, what string, fn func(context.Conte
 			pause = 50 * time.Millisecond
 		}
 		v.cfg.Logger.Warn("the database does not answer; trying again", "to", what, "error", err, "in", pause.String())
-		next, stop := v.clock.timer(pause)
-		select {
-		case <-v.wake: // a write has committed: the database is back
-		case <-next:
-		case <-ctx.Done():
-			stop()
+		if !v.pause(ctx, pause) {
 			return false
 		}
-		stop()
 		pause = min(2*pause, time.Second)
+	}
+}
+
+// pause waits before the next try, shorter when a write has committed, since the database is back
+// then, or when verifications wait for the lease.
+func (v *Verifier) pause(ctx context.Context, d time.Duration) bool {
+	hurry := (chan struct{})(nil) // not before hurryAfter
+	for _, d := range []time.Duration{min(d, hurryAfter), d - min(d, hurryAfter)} {
+		next, stop := v.clock.timer(d)
+		select {
+		case <-v.wake:
+			stop()
+			v.awake()
+			return ctx.Err() == nil
+		case <-hurry:
+			stop()
+			v.awake()
+			return ctx.Err() == nil
+		case <-next:
+		case <-ctx.Done():
+		}
+		stop()
+		if ctx.Err() != nil {
+			return false
+		}
+		hurry = v.hurry
+	}
+	return true
+}
+
+// awake takes what the loop was woken for: it looks at everything now.
+func (v *Verifier) awake() {
+	for _, woken := range []chan struct{}{v.wake, v.hurry} {
+		select {
+		case <-woken:
+		default:
+		}
+	}
+}
+
+// giveUpSlow gives a statement up that has had no answer for hurryAfter while verifications wait
+// for the lease: its connection may be dead, and the database back. It returns when done is closed.
+func (v *Verifier) giveUpSlow(done <-chan struct{}, giveUp func()) {
+	hurry := (chan struct{})(nil)
+	soon, stop := v.clock.timer(hurryAfter)
+	defer stop()
+	for {
+		select {
+		case <-done:
+			return
+		case <-soon:
+			hurry = v.hurry
+		case <-hurry:
+			giveUp()
+			hurry = nil
+		}
 	}
 }
 
@@ -180,10 +247,18 @@ func (v *Verifier) leave(ctx context.Context, nodeID string) {
 }
 
 // closeView drops the lease, so that nothing more is answered from memory.
-func (v *Verifier) closeView() {
-	if held := v.view.Load(); held != nil {
-		v.view.Store(&view{index: held.index, applied: held.applied})
+func (v *Verifier) closeView() { v.changeView(func(next *view) { next.lease = lease{} }) }
+
+// distrust closes the view: what memory holds is not what the database's authenticated state
+// says. The follow loop loads the keys again before it renews.
+func (v *Verifier) distrust(why string, details ...any) {
+	if held := v.view.Load(); held == nil || held.distrusted {
+		return // it is said already
 	}
+	v.counters.differences.Add(1)
+	v.cfg.Logger.Error("memory differs from the authenticated state of the database; closed until the keys are loaded again: "+why, details...)
+	v.changeView(func(next *view) { next.distrusted = true })
+	v.wakeUp()
 }
 
 // renew acknowledges what is applied and extends the lease if nothing newer exists.
@@ -195,6 +270,9 @@ func (v *Verifier) renew(ctx context.Context, nodeID string) (keys.Outcome, erro
 		// One that takes longer than a lease grants none: better to ask again.
 		ctx, cancel := context.WithTimeout(ctx, v.cfg.Lease)
 		defer cancel()
+		done := make(chan struct{})
+		defer close(done)
+		go v.giveUpSlow(done, cancel)
 		renewal, err = v.cfg.Feed.Renew(ctx, nodeID, held.applied)
 		return err
 	})
@@ -203,7 +281,7 @@ func (v *Verifier) renew(ctx context.Context, nodeID string) (keys.Outcome, erro
 	}
 	if renewal.Outcome == keys.Renewed {
 		if l, ok := watch.leaseOf(v.clock, v.cfg.Lease); ok {
-			v.view.Store(&view{index: held.index, applied: held.applied, lease: l})
+			v.changeView(func(next *view) { next.lease = l }) // none if it is distrusted by now
 			v.acked.announce()
 			v.renewedOn = renewal.Timeline
 		}
@@ -267,14 +345,14 @@ func (v *Verifier) checkRate(at time.Time, now time.Duration) {
 
 // load fills a new index from a snapshot and publishes it without a lease.
 func (v *Verifier) load(ctx context.Context) error {
-	ix := newIndex()
+	ix := newIndex(v.cfg.Feed.SetElement)
 	began := time.Now()
 	report := func(kind, id string, c conflict) {
 		if c != noConflict {
 			v.report(kind, id, c)
 		}
 	}
-	mark, err := v.cfg.Feed.Snapshot(ctx, keys.Visitor{
+	mark, set, err := v.cfg.Feed.Snapshot(ctx, keys.Visitor{
 		Key: func(k keys.Key) error {
 			report(keys.KindKey, k.ID, ix.applyKey(&k, false))
 			return nil
@@ -287,6 +365,9 @@ func (v *Verifier) load(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if equal, err := ix.equals(set); err != nil || !equal {
+		return cmp.Or(err, errNotProven)
+	}
 	v.writing.Lock()
 	defer v.writing.Unlock()
 	if held := v.view.Load(); held != nil {
@@ -295,22 +376,25 @@ func (v *Verifier) load(ctx context.Context) error {
 			v.lost.add(lost)
 		}
 	}
-	if early := v.early.Load(); early != nil {
-		ix.keepRevoked(early) // most are in the snapshot, or come with the first changes
-	}
-	v.view.Store(&view{index: ix, applied: mark})
-	v.early.Store(nil)
+	v.view.Store(&view{index: ix, applied: mark, proven: true})
 	v.heard.forget() // it may be of the history that was left
 	v.told.Store(mark.Revision)
 	v.cfg.Logger.Info("keys loaded", "keys", ix.keyCount.Load(), "organizations", ix.organizationCount.Load(), "revision", mark.Revision, "took", time.Since(began).Round(time.Millisecond).String())
 	return nil
 }
 
+// loadAgain replaces an index that cannot be trusted.
+func (v *Verifier) loadAgain(ctx context.Context) error {
+	v.closeView()
+	v.flush(ctx) // the uses go with the index they are noted in
+	return v.load(ctx)
+}
+
 // catchUp applies what was written since: what was announced together with its changes, or else what the database has. It extends
 // nothing: only a renewal does.
 func (v *Verifier) catchUp(ctx context.Context) error {
-	if v.applyHeard() {
-		return nil
+	if done, err := v.applyHeard(); done || err != nil {
+		return err
 	}
 	held := v.view.Load()
 	var changes keys.Changes
@@ -318,12 +402,13 @@ func (v *Verifier) catchUp(ctx context.Context) error {
 		changes, err = v.cfg.Feed.Changes(ctx, held.applied, changesPerRead)
 		return err
 	})
+	if errors.Is(err, keys.ErrTampered) {
+		v.distrust("the database cannot be proven", "error", err)
+	}
 	if errors.Is(err, keys.ErrDiverged) {
 		v.counters.regressions.Add(1)
 		v.cfg.Logger.Error("the database lost writes that this node has seen: a backup was restored, or a standby without the last writes took over; loading it anew", "applied", held.applied.Revision)
-		v.closeView()
-		v.flush(ctx) // the uses go with the index they are noted in
-		err := v.load(ctx)
+		err := v.loadAgain(ctx)
 		// Rows of other nodes may be among what was lost. Counted from after the load, when this node knows.
 		v.lineage.diverged(v.clock.now().mono + waitFor(v.cfg.Lease))
 		return err
@@ -331,27 +416,41 @@ func (v *Verifier) catchUp(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read changes: %w", err)
 	}
-	v.apply(&changes)
-	return nil
+	return v.apply(&changes)
 }
 
 // applyHeard applies announced writes, each only at the point in history that it followed, since a database put back counts the same
 // numbers again, and only of the timeline that the lease is from. It reports whether it applied all that this node was told of. That
 // a write is the database's own, the renewal finds: it compares the mark.
-func (v *Verifier) applyHeard() bool {
+func (v *Verifier) applyHeard() (done bool, err error) {
 	applied := false
 	for {
 		changes, ok := v.heard.take(v.view.Load().applied, v.renewedOn)
 		if !ok {
-			return applied && v.view.Load().applied.Revision >= v.told.Load()
+			return applied && v.view.Load().applied.Revision >= v.told.Load(), nil
 		}
-		v.apply(changes)
+		if err := v.apply(changes); err != nil {
+			return false, err
+		}
 		applied = true
 	}
 }
 
-// apply brings changes into the index, and their mark with them.
-func (v *Verifier) apply(changes *keys.Changes) {
+// apply brings changes into the index, and their mark with them. What the index then holds must
+// be what the database's authenticated state says (V8).
+func (v *Verifier) apply(changes *keys.Changes) error {
+	proven, err := v.applyRows(changes)
+	if err != nil {
+		return fmt.Errorf("compare memory with the database: %w", err)
+	}
+	if !proven && changes.Set.KeyID != "" {
+		v.distrust("rows were changed by somebody else while a write was in progress", "revision", changes.Revision)
+	}
+	return nil
+}
+
+// applyRows reports whether memory equals the authenticated set hash, where that is known.
+func (v *Verifier) applyRows(changes *keys.Changes) (proven bool, err error) {
 	v.writing.Lock()
 	defer v.writing.Unlock()
 	held := v.view.Load()
@@ -365,11 +464,16 @@ func (v *Verifier) apply(changes *keys.Changes) {
 			v.report(keys.KindKey, changes.Keys[i].ID, c)
 		}
 	}
-	v.view.Store(&view{index: held.index, applied: changes.Mark, lease: held.lease})
+	if changes.Set.KeyID != "" {
+		proven, err = held.index.equals(changes.Set)
+	}
+	v.view.Store(&view{index: held.index, applied: changes.Mark, proven: proven, distrusted: held.distrusted, lease: held.lease})
+	return proven, err
 }
 
-// RefuseRow ends what the index has of a row that a read found not to be genuine, until a genuine row of it comes. It
-// is what the store's observer calls, with the store's name of the table, so that a forged row is refused when it is first seen.
+// RefuseRow ends what the index has of a row that a read found not to be authentic, until an
+// authentic row of it comes. It is what the store's observer calls, with the store's name of the
+// table, so that a forged row is rejected when it is first seen.
 func (v *Verifier) RefuseRow(table, id string) {
 	v.writing.Lock()
 	defer v.writing.Unlock()
@@ -379,9 +483,11 @@ func (v *Verifier) RefuseRow(table, id string) {
 	}
 	switch table {
 	case "keys":
-		v.report(keys.KindKey, id, held.index.applyKey(&keys.Key{ID: id}, true))
+		held.index.refuseKey(id, true)
+		v.report(keys.KindKey, id, notGenuine)
 	case "organizations":
-		v.report(keys.KindOrganization, id, held.index.applyOrganization(&keys.Organization{ID: id}, true))
+		held.index.refuseOrganization(id)
+		v.report(keys.KindOrganization, id, notGenuine)
 	}
 }
 
@@ -515,50 +621,130 @@ func (v *Verifier) eraseKeptAnswers(ctx context.Context) {
 	}
 }
 
-// scrub reads every row against its seal from time to time, so that one changed behind the
-// service's back is found while it runs, not at the next start. What it finds is refused at once.
+// scrub proves the whole database and compares memory with it from time to time, so that a change
+// behind the service's back is found while it runs, not at the next start.
 func (v *Verifier) scrub(ctx context.Context) {
 	for v.sleep(ctx, v.cfg.ScrubEvery) {
 		if err := v.Scrub(ctx); err != nil && ctx.Err() == nil {
-			v.cfg.Logger.Error("the rows could not be checked against their seals", "error", err)
+			v.cfg.Logger.Error("the database could not be compared with memory", "error", err)
 		}
 	}
 }
 
-// Scrub is one such check. Its writes are few: only rows that are not genuine change anything.
+// Scrub proves the database as a load does and compares it with memory in both directions: every
+// row of the database must be in memory with the same content, and memory must hold no other. A
+// row that is not authentic is rejected from then on. Any other difference, or a database that
+// cannot be proven, closes this node until the keys are loaded again.
 func (v *Verifier) Scrub(ctx context.Context) error {
-	var badKeys []keys.Key
-	var badOrganizations []keys.Organization
-	_, err := v.cfg.Feed.Snapshot(ctx, keys.Visitor{
+	if v.view.Load() == nil {
+		return nil
+	}
+	var suspects comparison
+	mark, _, err := v.cfg.Feed.Snapshot(ctx, keys.Visitor{
 		Key: func(k keys.Key) error {
-			if !k.Genuine {
-				badKeys = append(badKeys, k)
-			}
+			v.compareKey(&suspects, &k)
 			return nil
 		},
 		Organization: func(o keys.Organization) error {
-			if !o.Genuine {
-				badOrganizations = append(badOrganizations, o)
-			}
+			v.compareOrganization(&suspects, &o)
 			return nil
 		},
 	})
+	if errors.Is(err, keys.ErrTampered) {
+		v.distrust("the database cannot be proven", "error", err)
+	}
 	if err != nil {
 		return err
 	}
-	v.writing.Lock()
-	defer v.writing.Unlock()
-	held := v.view.Load()
-	if held == nil {
-		return nil
+	if err := v.reach(ctx, mark.Revision); err != nil {
+		return err
 	}
-	for i := range badKeys {
-		v.report(keys.KindKey, badKeys[i].ID, held.index.applyKey(&badKeys[i], true))
-	}
-	for i := range badOrganizations {
-		v.report(keys.KindOrganization, badOrganizations[i].ID, held.index.applyOrganization(&badOrganizations[i], true))
+	return v.judge(&suspects, mark)
+}
+
+// reach waits until memory has a revision that the database had.
+func (v *Verifier) reach(ctx context.Context, revision int64) error {
+	for waited := time.Duration(0); v.view.Load().applied.Revision < revision; waited += v.cfg.Poll {
+		if waited > 2*callTimeout {
+			return errors.New("memory has not reached the revision that was read")
+		}
+		if !v.sleep(ctx, v.cfg.Poll) {
+			return ctx.Err()
+		}
 	}
 	return nil
+}
+
+// comparison is what a scrub found that memory does not hold, to be looked at again once memory
+// has everything the snapshot had.
+type comparison struct {
+	keys          []keys.Key
+	organizations []keys.Organization
+}
+
+func (v *Verifier) compareKey(c *comparison, k *keys.Key) {
+	v.writing.Lock()
+	defer v.writing.Unlock()
+	if !v.view.Load().index.holds(k) {
+		c.keys = append(c.keys, *k)
+	}
+}
+
+func (v *Verifier) compareOrganization(c *comparison, o *keys.Organization) {
+	v.writing.Lock()
+	defer v.writing.Unlock()
+	if !v.view.Load().index.organizations.holds(o) {
+		c.organizations = append(c.organizations, *o)
+	}
+}
+
+// judge decides about what a scrub found.
+func (v *Verifier) judge(c *comparison, mark keys.Mark) error {
+	row, sum, err := v.difference(c)
+	if err != nil {
+		return err
+	}
+	switch {
+	case row != rowName{}:
+		v.distrust("a row differs", "kind", row.kind, "id", row.id, "revision", mark.Revision)
+	case !sum:
+		v.distrust("the set hash of what memory holds differs", "revision", mark.Revision)
+	}
+	return nil
+}
+
+// difference rejects the rows that are not authentic and returns another one that memory does not
+// hold, if there is one, and whether memory's own hash is that of its entries.
+func (v *Verifier) difference(c *comparison) (row rowName, sum bool, err error) {
+	v.writing.Lock()
+	defer v.writing.Unlock()
+	ix := v.view.Load().index
+	for i := range c.keys {
+		k := &c.keys[i]
+		switch {
+		case ix.holds(k) || ix.newerThan(k):
+		case k.Genuine:
+			row = rowName{keys.KindKey, k.ID}
+		default:
+			v.report(keys.KindKey, k.ID, ix.applyKey(k, true))
+		}
+	}
+	for i := range c.organizations {
+		o := &c.organizations[i]
+		switch {
+		case ix.organizations.holds(o) || ix.organizations.newerThan(o):
+		case o.Genuine:
+			row = rowName{keys.KindOrganization, o.ID}
+		default:
+			v.report(keys.KindOrganization, o.ID, ix.applyOrganization(o, true))
+		}
+	}
+	counted := ix.set.sum
+	if counted.KeyID == "" {
+		return row, true, nil
+	}
+	computed, err := ix.setHash(counted.KeyID)
+	return row, computed == counted, err
 }
 
 // bounded runs one statement with a limit.

@@ -24,6 +24,8 @@ type index struct {
 	// another digest than before must still end the entry it had. The writer's.
 	byID map[idHandle]uint64
 
+	set memorySet // of the rows held; the writer's
+
 	keyCount, organizationCount atomic.Int64
 }
 
@@ -38,7 +40,6 @@ type keyEntry struct {
 	slot                   uint32 // place of its last use
 	state                  state
 	live                   bool
-	told                   bool // revoked by what the primary told a verification: the change itself is not read yet
 }
 
 // state is keys.State in one byte. The zero state is refused as unknown: it is what an
@@ -140,7 +141,11 @@ func (m *sharded[K, V]) each(visit func(K, V)) {
 	}
 }
 
-func newIndex() *index { return &index{byID: make(map[idHandle]uint64)} }
+func newIndex(element setElement) *index {
+	ix := &index{byID: make(map[idHandle]uint64), set: newMemorySet(element)}
+	ix.organizations.texts, ix.organizations.set = &ix.texts, &ix.set
+	return ix
+}
 
 func idHandleOf(id string) (h idHandle) {
 	sum := sha256.Sum256([]byte(id))
@@ -157,38 +162,51 @@ const (
 	wentBack     conflict = "an older revision than before"
 	unrevoked    conflict = "no longer revoked"
 	otherDigest  conflict = "another digest than before"
+	takenDigest  conflict = "the digest of another key"
 	stateUnknown conflict = "a state this version does not know"
 )
 
 // applyKey brings a key's row into the index. published is false while the index is being
-// filled. Whatever conflicts is refused from then on, and never accepted again (I2).
+// filled. Whatever conflicts is refused from then on, and never accepted again (I2). Each row
+// counts in the set at the revision the database has for it, accepted or not.
 func (ix *index) applyKey(k *keys.Key, published bool) conflict {
 	id := idHandleOf(k.ID)
+	if k.Genuine && ix.taken(k, published) {
+		ix.refuse(id, published)
+		ix.withhold(k, id)
+		return takenDigest
+	}
 	if before, ok := ix.byID[id]; ok && before != binary.BigEndian.Uint64(k.Digest[:]) {
 		if k.ID == keys.ProbeKeyID && k.Genuine {
 			return ix.remint(k, id, published)
 		}
 		ix.refuse(id, published)
 		if k.Genuine {
+			ix.orphan(k.ID, id, published)
 			ix.put(k, id, published)
+		} else {
+			ix.withhold(k, id)
 		}
 		return otherDigest
 	}
 	if !k.Genuine {
 		ix.refuse(id, published)
+		ix.withhold(k, id)
 		return notGenuine
 	}
 	if before, ok := ix.keys.get(k.Digest); ok {
+		found := noConflict
 		switch {
 		case before.state == stateRefused && k.State != keys.StateRevoked:
-			return notGenuine
+			found = notGenuine
 		case k.Revision < before.revision:
-			return wentBack
+			found = wentBack
 		case before.state == stateRevoked && k.State != keys.StateRevoked:
-			if before.told {
-				return noConflict
-			}
-			return unrevoked
+			found = unrevoked
+		}
+		if found != noConflict {
+			ix.withhold(k, id)
+			return found
 		}
 	}
 	ix.put(k, id, published)
@@ -198,18 +216,34 @@ func (ix *index) applyKey(k *keys.Key, published bool) conflict {
 	return noConflict
 }
 
-// tell ends a key that the primary says is revoked. The revision stays what was read: the change is yet to come, or was lost.
-func (ix *index) tell(k *keys.Key) {
-	e, known := ix.keys.get(k.Digest)
-	if known && e.state == stateRevoked {
-		return
+// taken reports whether the digest of a row is another key's, which is refused then.
+func (ix *index) taken(k *keys.Key, published bool) bool {
+	e, ok := ix.keys.get(k.Digest)
+	if !ok || ix.texts.get(e.id) == k.ID {
+		return false
 	}
-	told := *k
-	told.Revision = e.revision
-	if ix.applyKey(&told, true) == noConflict {
-		e, _ = ix.keys.get(k.Digest)
-		e.told = true
-		ix.keys.replace(k.Digest, e)
+	if e.state != stateRevoked {
+		e.state = stateRefused
+		ix.keys.put(k.Digest, e, published)
+	}
+	return true
+}
+
+// refuseKey ends the entry a key id has, whatever row of it the database has.
+func (ix *index) refuseKey(id string, published bool) { ix.refuse(idHandleOf(id), published) }
+
+// withhold counts a row in the set that no entry takes its content from.
+func (ix *index) withhold(k *keys.Key, id idHandle) {
+	_, e, _ := ix.entryOf(id)
+	ix.set.withhold(rowName{keys.KindKey, k.ID}, e.revision, k.Revision)
+}
+
+// orphan takes the row of a key id away from the entry it had: another entry is its now.
+func (ix *index) orphan(keyID string, id idHandle, published bool) {
+	if d, e, ok := ix.entryOf(id); ok {
+		ix.set.move(rowName{keys.KindKey, keyID}, e.revision, 0)
+		e.revision = 0
+		ix.keys.put(d, e, published)
 	}
 }
 
@@ -218,13 +252,78 @@ func (ix *index) put(k *keys.Key, id idHandle, published bool) {
 	if !known {
 		e.id, e.name, e.organization = ix.texts.add(k.ID), ix.texts.add(k.Name), ix.texts.add(k.OrganizationID)
 		e.slot = ix.uses.add(e.id)
-		ix.byID[id] = binary.BigEndian.Uint64(k.Digest[:])
 		ix.keyCount.Add(1)
 	}
+	ix.byID[id] = binary.BigEndian.Uint64(k.Digest[:])
+	ix.set.move(rowName{keys.KindKey, k.ID}, e.revision, k.Revision)
 	e.owner = ix.organizations.place(k.OrganizationID, published)
 	e.createdAt, e.expiresAt = keys.Micros(k.CreatedAt), keys.Micros(k.ExpiresAt)
-	e.revision, e.state, e.live, e.told = k.Revision, stateOf(k.State), k.Environment == keys.Live, false
+	e.revision, e.state, e.live = k.Revision, stateOf(k.State), k.Environment == keys.Live
 	ix.keys.put(k.Digest, e, published)
+}
+
+// holds reports whether memory has a key's row as the database has it: the same revision, and
+// what decides a verdict. A key that memory refuses or knows to be revoked stays so whatever the
+// database says (I2).
+func (ix *index) holds(k *keys.Key) bool {
+	if ix.set.withheld[rowName{keys.KindKey, k.ID}] == k.Revision && k.Revision != 0 {
+		return true
+	}
+	e, ok := ix.keys.get(k.Digest)
+	return ok && k.Genuine && ix.texts.get(e.id) == k.ID && e.revision == k.Revision &&
+		(e.state == stateOf(k.State) || e.state == stateRefused || e.state == stateRevoked) &&
+		e.expiresAt == keys.Micros(k.ExpiresAt) && e.live == (k.Environment == keys.Live) &&
+		ix.texts.get(e.organization) == k.OrganizationID
+}
+
+// newerThan reports whether memory has a later row of a key than k.
+func (ix *index) newerThan(k *keys.Key) bool {
+	_, e, ok := ix.entryOf(idHandleOf(k.ID))
+	return ok && max(e.revision, ix.set.withheld[rowName{keys.KindKey, k.ID}]) > k.Revision
+}
+
+// setHash computes the set hash of what the index holds, entry by entry. ErrUnknownKey.
+func (ix *index) setHash(keyID string) (keys.SetHash, error) {
+	sum := keys.SetHash{KeyID: keyID}
+	add := func(row rowName, revision int64) error {
+		if _, withheld := ix.set.withheld[row]; withheld || revision == 0 {
+			return nil
+		}
+		return ix.set.add(&sum, row, revision)
+	}
+	for row, revision := range ix.set.withheld {
+		if revision == 0 {
+			continue
+		}
+		if err := ix.set.add(&sum, row, revision); err != nil {
+			return sum, err
+		}
+	}
+	var failed error
+	ix.keys.each(func(_ token.Digest, e keyEntry) {
+		if failed == nil {
+			failed = add(rowName{keys.KindKey, ix.texts.get(e.id)}, e.revision)
+		}
+	})
+	for o, revision := range ix.organizations.revisions {
+		if failed == nil {
+			failed = add(rowName{keys.KindOrganization, ix.texts.get(ix.organizations.ids[o])}, revision)
+		}
+	}
+	return sum, failed
+}
+
+// equals compares what memory holds with the authenticated set hash (V8). The first comparison
+// under a master key computes it entry by entry; later ones cost nothing. ErrUnknownKey.
+func (ix *index) equals(authentic keys.SetHash) (bool, error) {
+	if ix.set.sum.KeyID != authentic.KeyID || ix.set.failed != nil {
+		sum, err := ix.setHash(authentic.KeyID)
+		if err != nil {
+			return false, err
+		}
+		ix.set.sum, ix.set.failed = sum, nil
+	}
+	return ix.set.sum == authentic, nil
 }
 
 // entryOf finds the entry a key id has.
@@ -260,13 +359,13 @@ func (ix *index) remint(k *keys.Key, id idHandle, published bool) conflict {
 	before, e, ok := ix.entryOf(id)
 	if ok && k.Revision < e.revision {
 		ix.refuse(id, published)
+		ix.withhold(k, id)
 		return wentBack
 	}
 	if ok {
 		ix.keys.remove(before, published)
 		e.state = stateRefused // until put has all of the row
 		ix.keys.put(k.Digest, e, published)
-		ix.byID[id] = binary.BigEndian.Uint64(k.Digest[:])
 	}
 	ix.put(k, id, published)
 	if stateOf(k.State) == stateRefused {
@@ -282,6 +381,13 @@ func (ix *index) applyOrganization(o *keys.Organization, published bool) conflic
 		ix.organizationCount.Add(1)
 	}
 	return c
+}
+
+// refuseOrganization counts an organization as switched off.
+func (ix *index) refuseOrganization(id string) {
+	if ix.organizations.refuse(id, true) {
+		ix.organizationCount.Add(1)
+	}
 }
 
 // keepRevoked carries over from an older index what must never be accepted again, whatever the
@@ -304,6 +410,7 @@ func (ix *index) keepRevoked(older *index) (kept int, lost []string) {
 		}
 		if !known {
 			now = e
+			now.revision = 0 // the database has no such row
 			now.id, now.name = ix.texts.add(older.texts.get(e.id)), ix.texts.add(older.texts.get(e.name))
 			now.organization = ix.texts.add(older.texts.get(e.organization))
 			now.owner = ix.organizations.place(older.texts.get(e.organization), false)
@@ -314,7 +421,7 @@ func (ix *index) keepRevoked(older *index) (kept int, lost []string) {
 		if known && e.state == stateRevoked && !probe {
 			lost = append(lost, ix.texts.get(now.id))
 		}
-		now.state, now.told = e.state, e.told
+		now.state = e.state
 		ix.keys.fill(d, now)
 		kept++
 	})

@@ -14,7 +14,12 @@ type owners struct {
 	places sharded[organizationHandle, owner]
 	blocks atomic.Pointer[[]*ownerBlock]
 
-	revisions []int64 // by place: the write that last changed the row; the writer's
+	// By place; the writer's.
+	revisions []int64 // the write that last changed the row, as far as it is authentic; 0 = no row
+	ids       []text
+
+	texts *arena     // the index's
+	set   *memorySet // the index's
 }
 
 // organizationHandle stands for an organization's id.
@@ -59,7 +64,7 @@ func (os *owners) place(organizationID string, published bool) owner {
 		return o
 	}
 	o := owner(len(os.revisions))
-	os.revisions = append(os.revisions, 0)
+	os.revisions, os.ids = append(os.revisions, 0), append(os.ids, os.texts.add(organizationID))
 	var blocks []*ownerBlock
 	if p := os.blocks.Load(); p != nil {
 		blocks = *p
@@ -80,31 +85,77 @@ func (os *owners) state(o owner) ownerState {
 	return ownerState((*os.blocks.Load())[o/ownersPerBlock][o%ownersPerBlock].Load())
 }
 
-// apply brings a registered organization's row in. One that is not genuine counts as switched off.
-// fresh tells whether it was not registered here before.
+// apply brings a registered organization's row in. One that is not authentic counts as switched
+// off. fresh tells whether it was not registered here before.
 func (os *owners) apply(row *keys.Organization, published bool) (c conflict, fresh bool) {
 	o := os.place(row.ID, published)
 	fresh = !os.state(o).has(ownerRegistered)
-	if row.Genuine && row.Revision < os.revisions[o] {
+	name := rowName{keys.KindOrganization, row.ID}
+	switch {
+	case !row.Genuine:
+		// What a forged row claims must not keep out the row that repairs it.
+		os.set.withhold(name, os.revisions[o], row.Revision)
+		os.store(o, ownerRegistered)
+		return notGenuine, fresh
+	case row.Revision < os.revisions[o]:
+		os.set.withhold(name, os.revisions[o], row.Revision)
 		return wentBack, fresh
 	}
-	next := ownerRegistered
-	if row.Genuine {
-		os.revisions[o] = row.Revision // what a forged row claims must not keep out the row that repairs it
-		if row.Active {
-			next |= ownerActive
-		}
-		if row.PaymentsEnabled {
-			next |= ownerPaymentsEnabled
-		}
-		if row.ParentID != "" {
-			next |= (ownerState(os.place(row.ParentID, published)) + 1) << parentShift
-		}
-	} else {
-		c = notGenuine
+	os.set.move(name, os.revisions[o], row.Revision)
+	os.revisions[o] = row.Revision
+	os.store(o, os.stateOf(row, published))
+	return noConflict, fresh
+}
+
+// refuse counts an organization as switched off until an authentic row of it comes.
+func (os *owners) refuse(id string, published bool) (fresh bool) {
+	o := os.place(id, published)
+	fresh = !os.state(o).has(ownerRegistered)
+	os.store(o, ownerRegistered)
+	return fresh
+}
+
+func (os *owners) stateOf(row *keys.Organization, published bool) ownerState {
+	s := ownerRegistered
+	if row.Active {
+		s |= ownerActive
 	}
-	(*os.blocks.Load())[o/ownersPerBlock][o%ownersPerBlock].Store(uint64(next))
-	return c, fresh
+	if row.PaymentsEnabled {
+		s |= ownerPaymentsEnabled
+	}
+	if row.ParentID != "" {
+		s |= (ownerState(os.place(row.ParentID, published)) + 1) << parentShift
+	}
+	return s
+}
+
+func (os *owners) store(o owner, s ownerState) {
+	(*os.blocks.Load())[o/ownersPerBlock][o%ownersPerBlock].Store(uint64(s))
+}
+
+// holds reports whether memory has an organization's row as the database has it.
+func (os *owners) holds(row *keys.Organization) bool {
+	if os.set.withheld[rowName{keys.KindOrganization, row.ID}] == row.Revision && row.Revision != 0 {
+		return true
+	}
+	o, ok := os.places.get(handleOf(row.ID))
+	return ok && row.Genuine && os.revisions[o] == row.Revision &&
+		(os.state(o) == os.stateOf(row, true) || os.state(o) == ownerRegistered)
+}
+
+// newerThan reports whether memory has a later row of an organization.
+func (os *owners) newerThan(row *keys.Organization) bool {
+	o, ok := os.places.get(handleOf(row.ID))
+	return ok && max(os.revisions[o], os.set.withheld[rowName{keys.KindOrganization, row.ID}]) > row.Revision
+}
+
+// revision returns the revision an organization's row is held at, 0 = none.
+func (os *owners) revision(id string) int64 {
+	o, ok := os.places.get(handleOf(id))
+	if !ok {
+		return 0
+	}
+	return os.revisions[o]
 }
 
 // connected returns the state of an organization named in a request; the zero state when it is not known.

@@ -18,7 +18,7 @@ func nextProbe(tb testing.TB, revision int64) (string, keys.Key) {
 // The probe key gets a new digest each minute: the one before is forgotten, and memory does not grow.
 func TestProbeKeyTakesNoMemory(t *testing.T) {
 	for _, published := range []bool{true, false} {
-		ix := newIndex()
+		ix := newIndex(element)
 		_, k := nextProbe(t, 1)
 		ix.applyKey(&k, published)
 		texts, uses := ix.texts.used, ix.uses.next
@@ -60,7 +60,7 @@ func TestP5ProbeKeyRefusesOtherRows(t *testing.T) {
 		"genuine, newer": {func(*keys.Key) {}, noConflict},
 	} {
 		t.Run(name, func(t *testing.T) {
-			ix := newIndex()
+			ix := newIndex(element)
 			_, k := nextProbe(t, 5)
 			ix.applyKey(&k, true)
 			_, next := nextProbe(t, 6)
@@ -80,12 +80,12 @@ func TestP5ProbeKeyRefusesOtherRows(t *testing.T) {
 
 // I2: what a node knows of the probe key outlives a load only for the same secret, and is not written again.
 func TestI2ProbeKeyAfterLostWrites(t *testing.T) {
-	older := newIndex()
+	older := newIndex(element)
 	_, k := nextProbe(t, 7)
 	k.State = keys.StateRevoked
 	older.applyKey(&k, true)
 
-	same := newIndex()
+	same := newIndex(element)
 	k.State, k.Revision = keys.StateActive, 6
 	same.applyKey(&k, false)
 	if kept, lost := same.keepRevoked(older); kept != 1 || len(lost) != 0 {
@@ -95,7 +95,7 @@ func TestI2ProbeKeyAfterLostWrites(t *testing.T) {
 		t.Errorf("the same secret: %+v, %t", f, ok)
 	}
 
-	other := newIndex()
+	other := newIndex(element)
 	_, before := nextProbe(t, 5)
 	other.applyKey(&before, false)
 	if kept, lost := other.keepRevoked(older); kept != 0 || len(lost) != 0 || other.keyCount.Load() != 1 {

@@ -21,9 +21,8 @@ type interceptedFeed struct {
 	*memoryFeed
 	renew    func(ctx context.Context, next func() (keys.Renewal, error)) (keys.Renewal, error)
 	changes  func(next func() (keys.Changes, error)) (keys.Changes, error)
-	snapshot func(next func() (keys.Mark, error)) (keys.Mark, error)
-	lookUp   func(ctx context.Context) error // before the look-up
-	fence    func() error                    // before the fence
+	snapshot func() error // before the snapshot
+	fence    func() error // before the fence
 	erase    func(before time.Time)
 }
 
@@ -43,21 +42,13 @@ func (f *interceptedFeed) Changes(ctx context.Context, after keys.Mark, limit in
 	return f.changes(next)
 }
 
-func (f *interceptedFeed) Snapshot(ctx context.Context, v keys.Visitor) (keys.Mark, error) {
-	next := func() (keys.Mark, error) { return f.memoryFeed.Snapshot(ctx, v) }
-	if f.snapshot == nil {
-		return next()
-	}
-	return f.snapshot(next)
-}
-
-func (f *interceptedFeed) LookUp(ctx context.Context, d token.Digest, connected string) (keys.Found, error) {
-	if f.lookUp != nil {
-		if err := f.lookUp(ctx); err != nil {
-			return keys.Found{}, err
+func (f *interceptedFeed) Snapshot(ctx context.Context, v keys.Visitor) (keys.Mark, keys.SetHash, error) {
+	if f.snapshot != nil {
+		if err := f.snapshot(); err != nil {
+			return keys.Mark{}, keys.SetHash{}, err
 		}
 	}
-	return f.memoryFeed.LookUp(ctx, d, connected)
+	return f.memoryFeed.Snapshot(ctx, v)
 }
 
 func (f *interceptedFeed) Fence(ctx context.Context, c keys.Commit) ([]string, error) {
@@ -88,7 +79,7 @@ func idle(t *testing.T, feed keys.Feed) *Verifier {
 
 // indexOf fills an index.
 func indexOf(all ...keys.Key) *index {
-	ix := newIndex()
+	ix := newIndex(element)
 	for i := range all {
 		ix.applyKey(&all[i], false)
 	}
@@ -126,8 +117,8 @@ func TestC23TheLeaseIsTheOneLoadedFirst(t *testing.T) {
 	good := &view{index: indexOf(revoked), lease: goodFor(v, time.Hour)}
 	v.view.Store(over)
 	v.clock = &interruptingClock{newSystemClock(), func() { v.view.Store(good) }}
-	if got := reasonOf(v, Request{Secret: secret}); got != keys.Revoked || feed.lookUps != 1 {
-		t.Errorf("%s after %d look-ups, under a lease that was over", got, feed.lookUps)
+	if got := reasonOf(v, Request{Secret: secret}); got != keys.Revoked || v.Stats().Waited != 1 {
+		t.Errorf("%s under a lease that was over, waited %d times", got, v.Stats().Waited)
 	}
 }
 
@@ -250,7 +241,7 @@ func TestP1OnlyARenewalExtendsTheLease(t *testing.T) {
 				// Whoever waits for this node has waited long enough, and answers this write.
 				key.State = keys.StateRevoked
 				feed.write(key)
-				if got := reasonOf(v, Request{Secret: secret}); got != keys.Revoked || v.Ready() == nil {
+				if got := reasonOf(v, Request{Secret: secret}); got != "undecided" || v.Ready() == nil {
 					t.Errorf("%s, ready %v, after the lease was over", got, v.Ready())
 				}
 			})
@@ -258,8 +249,8 @@ func TestP1OnlyARenewalExtendsTheLease(t *testing.T) {
 	}
 }
 
-// P2: a node that catches up goes on answering from memory under the lease it has.
-func TestP2CatchingUpNeedsNoPrimary(t *testing.T) {
+// P2: a node that catches up continues to answer from memory under the lease it has.
+func TestP2CatchingUpWaitsForNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		feed := &interceptedFeed{memoryFeed: newMemoryFeed()}
 		secret, key := newKey(t, "org_a", keys.Live)
@@ -278,8 +269,8 @@ func TestP2CatchingUpNeedsNoPrimary(t *testing.T) {
 				t.Fatalf("%s, ready %v", got, v.Ready())
 			}
 		}
-		if feed.lookUps != 0 {
-			t.Errorf("%d verifications asked the primary", feed.lookUps)
+		if n := v.Stats().Waited; n != 0 {
+			t.Errorf("%d verifications waited", n)
 		}
 	})
 }
@@ -416,68 +407,49 @@ func TestR5StatementWithoutAnAnswer(t *testing.T) {
 	})
 }
 
-// P6: an outage of the primary holds at most 64 verifications, each for at most 200 ms, and gives
-// their places back.
-func TestP6AskingThePrimaryIsBounded(t *testing.T) {
+// P6: while the database is away a verification waits 200 ms, is undecided, and says why.
+func TestP6WaitingForMemoryIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		feed := &interceptedFeed{memoryFeed: newMemoryFeed()}
 		secret, key := newKey(t, "org_a", keys.Live)
-		feed.write(key)
-		var mu sync.Mutex
-		inside, most, hang := 0, 0, true
-		feed.lookUp = func(ctx context.Context) error {
-			mu.Lock()
-			inside++
-			most = max(most, inside)
-			wait := hang
-			mu.Unlock()
-			defer func() {
-				mu.Lock()
-				inside--
-				mu.Unlock()
-			}()
-			if !wait {
-				return nil
-			}
-			<-ctx.Done()
-			return ctx.Err()
-		}
-		v := idle(t, feed)
+		v := idle(t, newMemoryFeed())
 		var all sync.WaitGroup
-		for range 3 {
-			for range 100 {
-				all.Go(func() {
-					began := time.Now()
-					if got := reasonOf(v, Request{Secret: secret}); got != "undecided" {
-						t.Errorf("%s from a database that does not answer", got)
-					}
-					if took := time.Since(began); took != slowBudget {
-						t.Errorf("held for %v", took)
-					}
-				})
-			}
-			all.Wait()
+		for range 300 {
+			all.Go(func() {
+				began := time.Now()
+				_, err := v.Verify(t.Context(), Request{Secret: secret})
+				if !errors.Is(err, ErrUndecided) || !errors.Is(err, errNotLoaded) {
+					t.Errorf("%v before anything is loaded", err)
+				}
+				if took := time.Since(began); took != maxWait {
+					t.Errorf("held for %v", took)
+				}
+			})
 		}
-		mu.Lock()
-		if most != slowConcurrent {
-			t.Errorf("%d at once, want %d", most, slowConcurrent)
+		all.Wait()
+		if s := v.Stats(); s.Undecided != 300 || s.Waited != 300 {
+			t.Errorf("counted %d undecided, %d waited", s.Undecided, s.Waited)
 		}
-		hang = false
-		mu.Unlock()
-		for range 2 * slowConcurrent {
-			if got := reasonOf(v, Request{Secret: secret}); got != keys.Valid {
-				t.Fatalf("%s once the database answers", got)
-			}
+		v.view.Store(&view{index: indexOf(key)})
+		if _, err := v.Verify(t.Context(), Request{Secret: secret}); !errors.Is(err, errNoLease) {
+			t.Errorf("%v without a lease", err)
 		}
-		if s := v.Stats(); s.Undecided != 300 || s.FromPrimary != 2*slowConcurrent {
-			t.Errorf("counted %d undecided and %d from the primary", s.Undecided, s.FromPrimary)
+		v.view.Store(&view{index: indexOf(key), distrusted: true})
+		if _, err := v.Verify(t.Context(), Request{Secret: secret}); !errors.Is(err, errNotProven) {
+			t.Errorf("%v when memory is not proven", err)
+		}
+		v.view.Store(&view{index: indexOf(key), lease: goodFor(v, time.Hour)})
+		if _, err := v.Verify(t.Context(), Request{Secret: secret, MinRevision: 1}); !errors.Is(err, errBehind) {
+			t.Errorf("%v behind MinRevision", err)
+		}
+		if got := reasonOf(v, Request{Secret: secret}); got != keys.Valid {
+			t.Errorf("%s under a lease", got)
 		}
 	})
 }
 
-// P6, R5: a verification that waited in vain for the primary is answered from memory when the lease came meanwhile, as on a node that
-// has just started; as before, only under a lease, and by what the memory has.
-func TestR5LeaseThatComesWhileThePrimaryIsAsked(t *testing.T) {
+// P6, R5: a verification is answered from memory when the lease comes while it waits, as on a node
+// that has just started; only under a lease, and by what memory has then.
+func TestR5LeaseThatComesWhileItIsWaitedFor(t *testing.T) {
 	secret, key := newKey(t, "org_a", keys.Live)
 	revoked := key
 	revoked.State = keys.StateRevoked
@@ -495,78 +467,30 @@ func TestR5LeaseThatComesWhileThePrimaryIsAsked(t *testing.T) {
 		{"without the revision asked for", func(v *Verifier) *view {
 			return &view{index: indexOf(key), applied: keys.Mark{Revision: 4}, lease: goodFor(v, time.Hour)}
 		}, secret, 5, "undecided"},
-		{"one that is over", func(v *Verifier) *view { return &view{index: indexOf(key), lease: goodFor(v, -time.Hour)} }, secret, 0, "undecided"},
+		{"one that has expired", func(v *Verifier) *view { return &view{index: indexOf(key), lease: goodFor(v, -time.Hour)} }, secret, 0, "undecided"},
 		{"none", func(*Verifier) *view { return &view{index: indexOf(key)} }, secret, 0, "undecided"},
 	} {
-		feed := &interceptedFeed{memoryFeed: newMemoryFeed()}
-		v := idle(t, feed)
-		asked := 0
-		feed.lookUp = func(context.Context) error {
-			asked++
-			v.view.Store(tt.comes(v))
-			return errors.New("no answer")
-		}
-		undecided := int64(0)
-		if tt.want == "undecided" {
-			undecided = 1
-		}
-		got := reasonOf(v, Request{Secret: tt.secret, MinRevision: tt.least})
-		if s := v.Stats(); got != tt.want || asked != 1 || s.Undecided != undecided || s.FromPrimary != 0 {
-			t.Errorf("%s: %s, want %s; asked %d times, counted %d undecided and %d from the primary", tt.name, got, tt.want, asked, s.Undecided, s.FromPrimary)
-		}
-	}
-}
-
-// I2, V1: what this node refused for good stays refused when it asks the primary, whatever the primary says, and for the
-// same reason; what it knows of the rest is no reason to refuse.
-func TestI2PrimaryBringsNothingBack(t *testing.T) {
-	revoke := func(k *keys.Key) { k.State = keys.StateRevoked }
-	forge := func(k *keys.Key) { k.Genuine = false }
-	nothing := func(*keys.Key) {}
-	for _, tt := range []struct {
-		name            string
-		memory, primary func(*keys.Key) // what each knows of a key that was active
-		want            keys.Reason
-	}{
-		{"revoked, lost by the primary", revoke, nothing, keys.Revoked},
-		{"revoked", revoke, revoke, keys.Revoked},
-		{"revoked just now", nothing, revoke, keys.Revoked},
-		{"not genuine, put back", forge, nothing, keys.Unknown},
-		{"not genuine", nothing, forge, keys.Unknown},
-		{"revoked, then not genuine", revoke, forge, keys.Unknown},
-		{"active", nothing, nothing, keys.Valid},
-	} {
-		feed := newMemoryFeed()
-		secret, key := newKey(t, "org_a", keys.Live)
-		ix := indexOf(key)
-		known, row := key, key
-		tt.memory(&known)
-		ix.applyKey(&known, true)
-		tt.primary(&row)
-		feed.write(row)
-		v := idle(t, feed)
-		v.view.Store(&view{index: ix})
-		if got := reasonOf(v, Request{Secret: secret}); got != tt.want {
-			t.Errorf("%s: %s, want %s", tt.name, got, tt.want)
-		}
-	}
-}
-
-// C20, V6: an accepted verification counts as a use also when it was the primary that decided.
-func TestC20LastUseFromThePrimary(t *testing.T) {
-	feed := newMemoryFeed()
-	secret, key := newKey(t, "org_a", keys.Live)
-	refused, refusedKey := newKey(t, "org_a", keys.Live)
-	feed.write(key, refusedKey)
-	v := idle(t, feed)
-	v.view.Store(&view{index: indexOf(key, refusedKey)})
-	began := time.Now().Truncate(time.Second)
-	reasonOf(v, Request{Secret: secret})
-	reasonOf(v, Request{Secret: refused, Environment: keys.Test})
-	v.flush(t.Context())
-	used := feed.recorded()
-	if at := used[key.ID]; len(used) != 1 || at.Before(began) || at.After(time.Now()) {
-		t.Errorf("%v", used)
+		synctest.Test(t, func(t *testing.T) {
+			v := idle(t, newMemoryFeed())
+			go func() {
+				time.Sleep(maxWait / 2)
+				v.view.Store(tt.comes(v))
+				v.acked.announce()
+			}()
+			undecided := int64(0)
+			if tt.want == "undecided" {
+				undecided = 1
+			}
+			began := time.Now()
+			got := reasonOf(v, Request{Secret: tt.secret, MinRevision: tt.least})
+			if s := v.Stats(); got != tt.want || s.Undecided != undecided || s.Waited != 1 {
+				t.Errorf("%s: %s, want %s; counted %d undecided, %d waited", tt.name, got, tt.want, s.Undecided, s.Waited)
+			}
+			if took := time.Since(began); took != maxWait/2*time.Duration(1+undecided) {
+				t.Errorf("%s: waited %v", tt.name, took)
+			}
+			time.Sleep(maxWait) // the goroutine ends
+		})
 	}
 }
 
@@ -574,7 +498,7 @@ func TestC20LastUseFromThePrimary(t *testing.T) {
 func TestC20ManyUses(t *testing.T) {
 	feed := newMemoryFeed()
 	v := idle(t, feed)
-	ix := newIndex()
+	ix := newIndex(element)
 	want := map[string]time.Time{}
 	now := time.Now().Truncate(time.Second).UTC()
 	for i := range usesPerBlock + usesPerWrite + 1 {
@@ -601,13 +525,13 @@ func TestI2RestoredBackup(t *testing.T) {
 		feed := &interceptedFeed{memoryFeed: newMemoryFeed()}
 		var mu sync.Mutex
 		loads := true
-		feed.snapshot = func(next func() (keys.Mark, error)) (keys.Mark, error) {
+		feed.snapshot = func() error {
 			mu.Lock()
 			defer mu.Unlock()
 			if !loads {
-				return keys.Mark{}, errAway
+				return errAway
 			}
-			return next()
+			return nil
 		}
 		kept, keptKey := newKey(t, "org_a", keys.Live)
 		forged, forgedKey := newKey(t, "org_a", keys.Live)
@@ -626,12 +550,15 @@ func TestI2RestoredBackup(t *testing.T) {
 		time.Sleep(time.Second)
 
 		_, strangeKey := newKey(t, "org_c", keys.Live) // of a history this node has not seen
+		strangeKey.Revision = backup.Revision
 		mu.Lock()
 		loads = false
 		mu.Unlock()
 		feed.mu.Lock()
 		feed.revision = backup.Revision
 		feed.keys = map[string]keys.Key{keptKey.ID: keptKey, forgedKey.ID: forgedKey, strangeKey.ID: strangeKey}
+		feed.organizations = map[string]keys.Organization{}
+		feed.restored()
 		feed.mu.Unlock()
 		time.Sleep(2 * time.Second) // longer than the loop pauses while it hears announcements
 		if v.Ready() == nil {
@@ -651,7 +578,7 @@ func TestI2RestoredBackup(t *testing.T) {
 			}
 		}
 		got, err := v.Verify(t.Context(), Request{Secret: lost})
-		want := Verdict{Reason: keys.Revoked, KeyID: lostKey.ID, OrganizationID: "org_b", KeyName: lostKey.Name, Environment: keys.Test, CreatedAt: lostKey.CreatedAt, PaymentsEnabled: true}
+		want := Verdict{Reason: keys.Revoked, KeyID: lostKey.ID, OrganizationID: "org_b", KeyName: lostKey.Name, Environment: keys.Test, CreatedAt: lostKey.CreatedAt}
 		if diff := cmp.Diff(want, got); diff != "" || err != nil {
 			t.Errorf("verdict about a key the older database does not have (-want +got):\n%s%v", diff, err)
 		}
@@ -818,7 +745,7 @@ func TestP5ChangedOrganizations(t *testing.T) {
 // O1, V3: more organizations than one block of the index holds, met as owners, as parents and for themselves,
 // keep apart.
 func TestO1ManyOrganizations(t *testing.T) {
-	ix := newIndex()
+	ix := newIndex(element)
 	const n = ownersPerBlock + 10
 	secrets := make([]string, n)
 	for i := range n {
@@ -918,10 +845,7 @@ func TestKeysOfOneShard(t *testing.T) {
 func TestP6TamperedSnapshot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		feed := &interceptedFeed{memoryFeed: newMemoryFeed()}
-		feed.snapshot = func(next func() (keys.Mark, error)) (keys.Mark, error) {
-			revision, err := next()
-			return revision, errors.Join(err, keys.ErrTampered)
-		}
+		feed.unproven = true
 		_, key := newKey(t, "org_a", keys.Live)
 		feed.write(key)
 		v, _ := start(t, feed, nil)

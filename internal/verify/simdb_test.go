@@ -5,20 +5,21 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
 	"github.com/syncgram/keyward/internal/keys"
-	"github.com/syncgram/keyward/token"
 )
 
 // simServer is one PostgreSQL server. Each of its steps is one statement's effect, as in docs/model. Guarded by simulation.mu.
 type simServer struct {
 	timeline, settled int64
-	history           []*simWrite // by revision; the first is the empty database
-	rows              []simRow    // of the serving nodes, in the order of their registration
-	stopped           bool        // no statement has an effect any more
-	cutOff            bool        // a standby has taken over and this one does not know: no commit of its is acknowledged
+	history           []*simWrite       // by revision; the first is the empty database
+	rows              []simRow          // of the serving nodes, in the order of their registration
+	stopped           bool              // no statement has an effect any more
+	cutOff            bool              // a standby has taken over and this one does not know: no commit of its is acknowledged
+	putBack           map[rowName]int64 // rows that somebody put back to the authentic copy of an earlier revision
 	listeners         []*simListener
 }
 
@@ -103,6 +104,7 @@ func (s *simServer) contains(w *simWrite) bool {
 func (s *simServer) clone() *simServer {
 	c := *s
 	c.history, c.rows, c.listeners = slices.Clone(s.history), slices.Clone(s.rows), nil
+	c.putBack = maps.Clone(s.putBack)
 	return &c
 }
 
@@ -117,28 +119,65 @@ func (s *simServer) row(id string) *simRow {
 
 func (s *simServer) remove(gone func(simRow) bool) { s.rows = slices.DeleteFunc(s.rows, gone) }
 
-// tables returns the rows that a write after a revision changed last.
-func (s *simServer) tables(after int64) (ks []keys.Key, os []keys.Organization) {
-	for at := after + 1; at <= s.revision(); at++ {
+// name is the row that a write changes.
+func (w *simWrite) name() rowName {
+	if w.key != nil {
+		return rowName{keys.KindKey, w.key.row.ID}
+	}
+	return rowName{keys.KindOrganization, w.owner.String()}
+}
+
+// written are the rows as Keyward wrote them, by the write that changed each last.
+func (s *simServer) written() map[rowName]*simWrite {
+	last := map[rowName]*simWrite{}
+	for _, w := range s.history[1:] {
+		last[w.name()] = w
+	}
+	return last
+}
+
+// set is the authenticated set hash.
+func (s *simServer) set() keys.SetHash {
+	revisions := map[rowName]int64{}
+	for row, w := range s.written() {
+		revisions[row] = w.revision
+	}
+	return setOf("k1", revisions)
+}
+
+// read returns the rows that a write after a revision changed last, as they lie in the tables: a
+// row that was put back lies there at its earlier revision. proof tells which those are, as a
+// snapshot does.
+func (s *simServer) read(after int64, proof bool) (t simTables) {
+	t.mark, t.set = s.mark(), s.set()
+	last := s.written()
+	for at := int64(1); at <= s.revision(); at++ { // in the order of the last writes
 		w := s.history[at]
-		if w.key != nil {
-			row := w.key.row
-			row.State, row.Revision = w.state, at
-			if i := slices.IndexFunc(ks, func(k keys.Key) bool { return k.ID == row.ID }); i >= 0 {
-				ks[i] = row
-			} else {
-				ks = append(ks, row)
-			}
+		row := w.name()
+		if last[row] != w {
 			continue
 		}
-		row := keys.Organization{ID: w.owner.String(), Active: w.on, Registered: true, Genuine: true, Revision: at}
-		if i := slices.IndexFunc(os, func(o keys.Organization) bool { return o.ID == row.ID }); i >= 0 {
-			os[i] = row
-		} else {
-			os = append(os, row)
+		back, tampered := s.putBack[row]
+		if tampered {
+			w = s.history[back]
 		}
+		authentic := !tampered || !proof
+		revision := w.revision
+		if !authentic {
+			revision = at
+		}
+		if revision <= after {
+			continue
+		}
+		if w.key != nil {
+			k := w.key.row
+			k.State, k.Revision, k.Genuine = w.state, revision, authentic
+			t.keys = append(t.keys, k)
+			continue
+		}
+		t.orgs = append(t.orgs, keys.Organization{ID: w.owner.String(), Active: w.on && authentic, Registered: true, Genuine: authentic, Revision: revision})
 	}
-	return ks, os
+	return t
 }
 
 // simFate is what becomes of one statement.
@@ -298,15 +337,18 @@ func simCommit[T any](ctx context.Context, f simFeed, kind string, pool int, ext
 
 type simTables struct {
 	mark keys.Mark
+	set  keys.SetHash
 	keys []keys.Key
 	orgs []keys.Organization
 }
 
-func (f simFeed) Snapshot(ctx context.Context, v keys.Visitor) (keys.Mark, error) {
+func (t simTables) changes() keys.Changes {
+	return keys.Changes{Mark: t.mark, Set: t.set, Keys: t.keys, Organizations: t.orgs}
+}
+
+func (f simFeed) Snapshot(ctx context.Context, v keys.Visitor) (keys.Mark, keys.SetHash, error) {
 	t, err := simRead(ctx, f, "snapshot", poolReader, 0, func(s *simServer) (t simTables, _ error) {
-		t.mark = s.mark()
-		t.keys, t.orgs = s.tables(0)
-		return t, nil
+		return s.read(0, true), nil
 	})
 	for i := 0; i < len(t.keys) && err == nil; i++ {
 		err = v.Key(t.keys[i])
@@ -314,7 +356,7 @@ func (f simFeed) Snapshot(ctx context.Context, v keys.Visitor) (keys.Mark, error
 	for i := 0; i < len(t.orgs) && err == nil; i++ {
 		err = v.Organization(t.orgs[i])
 	}
-	return t.mark, err
+	return t.mark, t.set, err
 }
 
 func (f simFeed) Changes(ctx context.Context, after keys.Mark, _ int) (keys.Changes, error) {
@@ -322,40 +364,7 @@ func (f simFeed) Changes(ctx context.Context, after keys.Mark, _ int) (keys.Chan
 		if !s.has(after) {
 			return c, keys.ErrDiverged
 		}
-		c.Mark = s.mark()
-		c.Keys, c.Organizations = s.tables(after.Revision)
-		return c, nil
-	})
-}
-
-// LookUp reads, and then has the same server commit something.
-func (f simFeed) LookUp(ctx context.Context, d token.Digest, _ string) (keys.Found, error) {
-	return simStatement(ctx, f.p, "look-up", poolReader, actOf(ctx), func(s *simServer, fate simFate) (found keys.Found, err error) {
-		if err = f.locked(s, func() error {
-			found.Revision = s.revision()
-			ks, os := s.tables(0)
-			for _, k := range ks {
-				if k.Digest == d {
-					found.Key, found.Owner = k, keys.Unregistered(k.OrganizationID)
-				}
-			}
-			for _, o := range os {
-				if o.ID == found.Key.OrganizationID {
-					found.Owner = o
-				}
-			}
-			return nil
-		}); err != nil {
-			return found, err
-		}
-		time.Sleep(fate.inside)
-		err = f.locked(s, func() error {
-			if s.cutOff {
-				return errSimStopped
-			}
-			return nil
-		})
-		return found, err
+		return s.read(after.Revision, false).changes(), nil
 	})
 }
 
@@ -387,6 +396,7 @@ func (f simFeed) Renew(ctx context.Context, id string, applied keys.Mark) (keys.
 			row := s.row(id)
 			if matches && row != nil && row.applied <= applied.Revision {
 				row.applied = applied.Revision
+				f.p.node.sim.checkMemory(f.p, s, applied)
 				r.Outcome, r.At = keys.Renewed, time.Now().Add(f.p.node.sim.databaseClock)
 				if s.cutOff {
 					return errSimStopped
@@ -491,6 +501,10 @@ func (f simFeed) Listen(ctx context.Context, heard func(keys.Announcement)) erro
 	return err
 }
 
+func (simFeed) SetElement(keyID, kind, id string, revision int64) ([32]byte, error) {
+	return element(keyID, kind, id, revision)
+}
+
 func (f simFeed) RecordUses(ctx context.Context, used []keys.Use) error {
 	_, err := simRead(ctx, f, "uses", poolWriter, int64(len(used)), func(*simServer) (none struct{}, _ error) { return none, nil })
 	return err
@@ -509,9 +523,12 @@ func (f simFeed) commit(ctx context.Context, w *simWrite) (keys.Commit, error) {
 		}
 		w.revision = int64(len(s.history))
 		s.history = append(s.history, w)
-		a := keys.Announcement{Revision: w.revision, Timeline: s.timeline, Before: s.markAt(w.revision - 1), Changes: &keys.Changes{Mark: s.mark()}}
-		a.Changes.Keys, a.Changes.Organizations = s.tables(w.revision - 1)
+		before := s.putBack[w.name()]
+		delete(s.putBack, w.name()) // the write replaces the row
+		changes := s.read(w.revision-1, false).changes()
+		a := keys.Announcement{Revision: w.revision, Timeline: s.timeline, Before: s.markAt(w.revision - 1), Changes: &changes}
 		s.announce(f.p.node.sim, a)
+		f.p.node.sim.tamper(s, w, before)
 		return keys.Commit{Mark: s.mark(), Timeline: s.timeline}, nil
 	})
 }

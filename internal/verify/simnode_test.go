@@ -210,7 +210,6 @@ type simProcess struct {
 
 	// Guarded by simulation.mu.
 	crashed bool
-	asked   int                // verifications under way
 	refused map[*simKey]string // for a revocation, and when: it never accepts such a key again
 }
 

@@ -1,6 +1,7 @@
-// Package verify is the hot path: it decides about a secret from memory, under a
-// lease that says the memory is current. Read verify.go for what a verification does, follow.go for
-// how the memory is kept current and when a write may be answered, index.go for the memory itself.
+// Package verify is the hot path: it decides about a secret from memory, under a lease that says
+// the memory is current. Memory is proven before it gets one: it equals what Keyward wrote to the
+// database (V8). Read verify.go for what a verification does, follow.go for how the memory is kept
+// current and when a write may be answered, index.go for the memory itself.
 package verify
 
 import (
@@ -49,17 +50,20 @@ const (
 	BarrierFailed       BarrierOutcome = "failed"       // it is not known: the write is answered with 503
 )
 
-// Budget of a verification that cannot be answered from memory.
-const (
-	slowBudget     = 200 * time.Millisecond
-	slowConcurrent = 64
-)
+// maxWait bounds how long a verification waits for memory that it may be answered from.
+const maxWait = 200 * time.Millisecond
 
-// ErrUndecided says that no verdict could be reached: the caller answers 503 and lets nobody in (P6).
+// ErrUndecided says that no verdict could be reached: the caller answers 503 and lets nobody in
+// (P6). The error that wraps it says why.
 var ErrUndecided = errors.New("verify: cannot decide")
 
-// errBehind is why a verification is undecided whose least revision the primary does not have.
-var errBehind = errors.New("verify: the primary does not have that revision")
+// Why memory cannot be answered from, besides keys.ErrOutdated.
+var (
+	errNotLoaded = errors.New("the keys are not loaded yet: waiting for the database")
+	errNotProven = errors.New("memory does not equal the authenticated state of the database: loading again")
+	errNoLease   = errors.New("the lease has expired: the database has not been reached")
+	errBehind    = errors.New("memory has not reached MinRevision")
+)
 
 // Request is one question. Secret may be any text.
 type Request struct {
@@ -75,16 +79,16 @@ type Request struct {
 // Path is where a verdict came from.
 type Path uint8
 
-// The paths.
+// The paths. Both end in this node's index under its lease, or in the secret's form alone.
 const (
-	Memory   Path = iota // this node's index under its lease, or the secret's form alone
-	Database             // the primary
+	Memory Path = iota // at once
+	Waited             // after a wait for the lease, or for MinRevision
 )
 
 // String returns the path's name in metrics.
 func (p Path) String() string {
-	if p == Database {
-		return "database"
+	if p == Waited {
+		return "wait"
 	}
 	return "memory"
 }
@@ -126,13 +130,12 @@ type Verifier struct {
 	// first of all, and holds the lease it loaded against the clock last.
 	view atomic.Pointer[view]
 
-	early atomic.Pointer[index] // revocations that the primary told of before the first load; nil = none
-
-	slow  chan struct{} // places for verifications that ask the primary
 	wake  chan struct{} // there is something to read
+	hurry chan struct{} // a verification waits for the lease; heeded after hurryAfter at the earliest
 	heard heardWrites
+	asked atomic.Int64 // the MinRevision of a verification that waits; 0 = none
 	told  atomic.Int64 // the revision the loop was woken for last; to spare it waking, so that a lost update does no harm
-	acked *broadcast   // this node acknowledged something
+	acked *broadcast   // this node renewed its lease
 
 	clock    clock
 	quiet    time.Duration          // between renewals while announcements arrive
@@ -148,21 +151,43 @@ type Verifier struct {
 	rateFrom  time.Duration
 	rate      atomic.Uint64
 
-	writing sync.Mutex // held by whoever changes the index: it has one writer at a time
+	writing sync.Mutex // held while the index or the view changes
 
 	counters counters
 }
 
 type counters struct {
-	primary, undecided, tampered, fenced, regressions atomic.Int64
-	fencedOthers, revokedAgain                        atomic.Int64
+	waited, undecided, tampered, fenced, regressions atomic.Int64
+	fencedOthers, revokedAgain, differences          atomic.Int64
 }
 
 // view is immutable.
 type view struct {
 	index   *index
 	applied keys.Mark
-	lease   lease
+	// proven: at applied, the index equals the authenticated set hash (V8). A view that is not
+	// acknowledges nothing.
+	proven bool
+	// distrusted: memory was found to differ from the authenticated state of the database. There
+	// is no lease until the keys are loaded again.
+	distrusted bool
+	lease      lease
+}
+
+// changeView publishes the view that change makes of the current one, if there is one.
+func (v *Verifier) changeView(change func(*view)) {
+	v.writing.Lock()
+	defer v.writing.Unlock()
+	held := v.view.Load()
+	if held == nil {
+		return
+	}
+	next := *held
+	change(&next)
+	if next.distrusted {
+		next.lease = lease{}
+	}
+	v.view.Store(&next)
 }
 
 // New returns a Verifier that knows nothing yet.
@@ -189,8 +214,7 @@ func New(cfg Config) (*Verifier, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	v := &Verifier{
-		cfg: cfg, slow: make(chan struct{}, slowConcurrent),
-		wake: make(chan struct{}, 1), acked: newBroadcast(),
+		cfg: cfg, wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), acked: newBroadcast(),
 		clock: newSystemClock(), quiet: min(mostQuiet, cfg.Lease/4),
 		lost: lostRevocations{arrived: make(chan struct{}, 1)},
 	}
@@ -201,13 +225,15 @@ func New(cfg Config) (*Verifier, error) {
 
 // Verify decides about a secret. While the lease is good it touches neither disk nor network
 // and allocates nothing (P2); a miss is an answer too, because every create was everywhere before
-// it was answered. A memory that is behind r.MinRevision is not asked. An error is always ErrUndecided.
+// it was answered. A verification that finds no lease, or a memory behind r.MinRevision, waits for
+// them, bounded: it is never answered from rows that memory was not compared with (V8). An error
+// is always ErrUndecided.
 func (v *Verifier) Verify(ctx context.Context, r Request) (Verdict, error) {
 	env, digest, err := v.cfg.Format.Outline(r.Secret)
 	if err != nil {
 		return Verdict{Reason: keys.Malformed}, nil
 	}
-	for asked := false; ; asked = true {
+	for path := Memory; ; path = Waited {
 		leased := false
 		// The order is the proof: the lease first, then the look-up, then the clock against the lease
 		// loaded first. A node frozen between any two of these finds its lease over.
@@ -224,6 +250,7 @@ func (v *Verifier) Verify(ctx context.Context, r Request) (Verdict, error) {
 				if verdict.Valid() {
 					held.index.uses.mark(f.key.slot, now)
 				}
+				verdict.Path = path
 				return verdict, nil
 			}
 		}
@@ -232,16 +259,54 @@ func (v *Verifier) Verify(ctx context.Context, r Request) (Verdict, error) {
 			return Verdict{Reason: keys.Malformed}, nil
 		}
 		if leased {
-			return Verdict{Reason: keys.Unknown}, nil
+			return Verdict{Reason: keys.Unknown, Path: path}, nil
 		}
-		if asked {
+		if path == Waited {
 			v.counters.undecided.Add(1)
-			return Verdict{}, ErrUndecided
+			return Verdict{}, v.undecided(r.MinRevision)
 		}
-		if verdict, err := v.ask(ctx, digest, env, &r); err == nil {
-			return verdict, nil
+		v.counters.waited.Add(1)
+		v.waitForMemory(ctx, r.MinRevision)
+	}
+}
+
+// undecided says why memory cannot be answered from.
+func (v *Verifier) undecided(minRevision int64) error {
+	why := v.Ready()
+	if why == nil {
+		why = errNoLease // it came too late, or it ended
+	}
+	if held := v.view.Load(); held != nil && held.applied.Revision < minRevision {
+		why = errBehind
+	}
+	return fmt.Errorf("%w: %w", ErrUndecided, why)
+}
+
+// waitForMemory returns once memory that has minRevision is under a lease, or after maxWait. It
+// asks the follow loop to renew now: a node that was frozen, or whose clock was set, has its
+// lease again one trip later.
+func (v *Verifier) waitForMemory(ctx context.Context, minRevision int64) {
+	ctx, cancel := context.WithTimeout(ctx, maxWait)
+	defer cancel()
+	renewed := v.acked.next()
+	if held := v.view.Load(); held != nil && held.applied.Revision < minRevision {
+		v.asked.Store(minRevision)
+	}
+	select {
+	case v.hurry <- struct{}{}: // not wake: an away database is not asked more often
+	default:
+	}
+	for {
+		held := v.view.Load()
+		if held != nil && held.applied.Revision >= minRevision && held.lease.goodAt(v.clock.now()) {
+			return
 		}
-		// The primary gave no answer. A node that has just started may have its lease by now.
+		select {
+		case <-renewed:
+			renewed = v.acked.next()
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
@@ -262,88 +327,6 @@ func (v *Verifier) Manages(organizationID string, registered bool) bool {
 	return state.has(ownerActive) && state>>parentShift == 0 && (state.has(ownerRegistered) || !registered)
 }
 
-// ask decides from the primary: bounded in time and number, so that an outage does not pile
-// up requests.
-func (v *Verifier) ask(ctx context.Context, d token.Digest, env keys.Environment, r *Request) (Verdict, error) {
-	ctx, cancel := context.WithTimeout(ctx, slowBudget)
-	defer cancel()
-	select {
-	case v.slow <- struct{}{}:
-		defer func() { <-v.slow }()
-	case <-ctx.Done():
-		return Verdict{}, ctx.Err()
-	}
-	found, err := v.cfg.Feed.LookUp(ctx, d, r.ConnectedAccountID)
-	if err != nil {
-		return Verdict{}, err
-	}
-	if found.Revision < r.MinRevision {
-		return Verdict{}, errBehind
-	}
-	v.counters.primary.Add(1)
-	k, o := &found.Key, &found.Owner
-	// What this node once refused for good it never accepts again, whatever the database says (I2).
-	switch v.remembered(d) {
-	case stateRefused:
-		k.Genuine = false
-	case stateRevoked:
-		k.State = keys.StateRevoked
-	}
-	if !k.Genuine || k.Environment != env {
-		return Verdict{Reason: keys.Unknown, Path: Database}, nil
-	}
-	if k.State == keys.StateRevoked {
-		v.remember(k)
-	}
-	now := v.now()
-	verdict := Verdict{
-		Path:   Database,
-		Reason: keys.Judge(k.Lifecycle(), o.Active && o.Genuine, now),
-		KeyID:  k.ID, OrganizationID: k.OrganizationID, KeyName: k.Name,
-		Environment: k.Environment, CreatedAt: k.CreatedAt, ExpiresAt: k.ExpiresAt, PaymentsEnabled: o.PaymentsEnabled && o.Genuine,
-	}
-	account := &found.Connected
-	verdict.narrow(r, account.Registered && account.Genuine && account.Active && account.ParentID == k.OrganizationID)
-	if held := v.view.Load(); held != nil && verdict.Valid() {
-		if e, ok := held.index.keys.get(d); ok {
-			held.index.uses.mark(e.slot, now)
-		}
-	}
-	return verdict, nil
-}
-
-// remember brings a revocation that the primary told of into the memory, which may be behind under a good lease while the write
-// waits for other nodes: what was once refused for good is not accepted again (I2).
-func (v *Verifier) remember(k *keys.Key) {
-	if v.remembered(k.Digest) == stateRevoked {
-		return
-	}
-	v.writing.Lock()
-	defer v.writing.Unlock()
-	if held := v.view.Load(); held != nil {
-		held.index.tell(k)
-		return
-	}
-	if v.early.Load() == nil {
-		v.early.Store(newIndex())
-	}
-	v.early.Load().tell(k)
-}
-
-// remembered returns the state this node last saw a key in, stateActive when it knows none.
-func (v *Verifier) remembered(d token.Digest) state {
-	ix := v.early.Load()
-	if held := v.view.Load(); held != nil {
-		ix = held.index
-	}
-	if ix != nil {
-		if e, ok := ix.keys.get(d); ok {
-			return e.state
-		}
-	}
-	return stateActive
-}
-
 func (v *Verifier) now() time.Time {
 	if v.cfg.Now != nil {
 		return v.cfg.Now()
@@ -354,16 +337,42 @@ func (v *Verifier) now() time.Time {
 // Ready returns nil while this node decides from memory, and otherwise why it cannot.
 func (v *Verifier) Ready() error {
 	held := v.view.Load()
-	good := held != nil && held.lease.goodAt(v.clock.now())
 	switch {
-	case !good && v.outdated.Load():
+	case held != nil && held.lease.goodAt(v.clock.now()):
+		return nil
+	case v.Proven() != nil:
+		return v.Proven()
+	}
+	return errNoLease
+}
+
+// Proven returns nil while the database is proven (V8): it was loaded in full, with its audit log
+// and its set hash verified, nothing found since contradicts it, and it takes this program's
+// version of the protocol. Otherwise it says why not, and nothing may be answered from the
+// database. It does not ask for a lease.
+func (v *Verifier) Proven() error {
+	held := v.view.Load()
+	switch {
+	case v.outdated.Load():
 		return keys.ErrOutdated
 	case held == nil:
-		return errors.New("the keys are not loaded yet: waiting for the database")
-	case !good:
-		return errors.New("the lease is over: the database has not been reached")
+		return errNotLoaded
+	case held.distrusted:
+		return errNotProven
 	}
 	return nil
+}
+
+// Revision returns the revision that memory holds an organization's row at, 0 = none. A row of
+// the database that is older was put back by somebody else (V8).
+func (v *Verifier) Revision(organizationID string) int64 {
+	v.writing.Lock()
+	defer v.writing.Unlock()
+	held := v.view.Load()
+	if held == nil {
+		return 0
+	}
+	return held.index.organizations.revision(organizationID)
 }
 
 // NodeID returns the id this node last registered under, empty before the first time.
@@ -380,8 +389,9 @@ type Stats struct {
 	Revision            int64
 	LeaseLeft           time.Duration // 0 when over
 
-	FromPrimary, Undecided        int64 // verifications that memory could not answer
+	Waited, Undecided             int64 // verifications that memory could not answer at once
 	Tampered, Fenced, Regressions int64
+	Differences                   int64 // times memory differed from the authenticated state
 	FencedOthers                  int64 // rows of silent nodes that this node's writes took away
 	RevokedAgain                  int64 // revocations the database had lost
 
@@ -393,7 +403,7 @@ type Stats struct {
 func (v *Verifier) Stats() Stats {
 	c := &v.counters
 	s := Stats{
-		FromPrimary: c.primary.Load(), Undecided: c.undecided.Load(),
+		Waited: c.waited.Load(), Differences: c.differences.Load(), Undecided: c.undecided.Load(),
 		Tampered: c.tampered.Load(), Fenced: c.fenced.Load(), Regressions: c.regressions.Load(),
 		FencedOthers: c.fencedOthers.Load(), RevokedAgain: c.revokedAgain.Load(),
 		Announced: v.ear.hears(v.clock.now().mono), ClockRate: math.Float64frombits(v.rate.Load()),

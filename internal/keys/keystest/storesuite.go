@@ -17,7 +17,6 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/syncgram/keyward/internal/keys"
-	"github.com/syncgram/keyward/token"
 )
 
 // Database is a store together with its feed.
@@ -56,8 +55,7 @@ func StoreSuite(t *testing.T, open func(t *testing.T) Database) {
 		{"Feed/Changes and writers: the applied set is the rows", changesUnderWrites},
 		{"Feed/Snapshot visits all rows of one revision", snapshot},
 		{"Feed/Snapshot is consistent under writes", snapshotUnderWrites},
-		{"Feed/LookUp", lookUp},
-		{"Feed/C23 LookUp has the revision of its own read", lookUpUnderWrites},
+		{"Feed/V8 the set hash", setHash},
 		{"Feed/nodes register, renew, fall behind, are fenced and leave", nodes},
 		{"Feed/announcements are heard", announcements},
 	} {
@@ -475,9 +473,6 @@ func rowsRoundTrip(t *testing.T, db Database) {
 		got, err := db.Key(t.Context(), want.ID)
 		must(t, err)
 		wantSame(t, "Key", got, want)
-		found, err := db.LookUp(t.Context(), want.Digest, "")
-		must(t, err)
-		wantSame(t, "LookUp", found.Key, want)
 		listed, err := db.Keys(t.Context(), keys.KeyQuery{OrganizationID: want.OrganizationID})
 		must(t, err)
 		wantSame(t, "Keys", listed, []keys.UsedKey{{Key: want}})
@@ -831,7 +826,7 @@ func follow(t *testing.T, db Database, after int64, limit int, apply func(keys.C
 func changes(t *testing.T, db Database) {
 	ch, err := db.Changes(t.Context(), keys.Mark{}, 5)
 	must(t, err)
-	wantSame(t, "changes of an empty database", ch, keys.Changes{})
+	wantSame(t, "changes of an empty database", ch, keys.Changes{Set: keys.SetHash{KeyID: ch.Set.KeyID}})
 
 	// Writes of 0 to 4 rows, some over both tables, one rewriting what an earlier one wrote.
 	wrote := make(map[int64]int)
@@ -963,7 +958,7 @@ func changesUnderWrites(t *testing.T, db Database) {
 		t.Errorf("the follower is at %d of %d", at, len(got))
 	}
 	stored := make(map[string]int64)
-	_, err := db.Snapshot(t.Context(), keys.Visitor{
+	_, _, err := db.Snapshot(t.Context(), keys.Visitor{
 		Key:          func(k keys.Key) error { stored[k.ID] = k.Revision; return nil },
 		Organization: func(keys.Organization) error { return nil },
 	})
@@ -976,7 +971,7 @@ func changesUnderWrites(t *testing.T, db Database) {
 
 func snapshot(t *testing.T, db Database) {
 	read := func() (revision int64, ks []keys.Key, os []keys.Organization) {
-		mark, err := db.Snapshot(t.Context(), keys.Visitor{
+		mark, _, err := db.Snapshot(t.Context(), keys.Visitor{
 			Key:          func(k keys.Key) error { ks = append(ks, k); return nil },
 			Organization: func(o keys.Organization) error { os = append(os, o); return nil },
 		})
@@ -1010,7 +1005,7 @@ func snapshot(t *testing.T, db Database) {
 
 	stop := errors.New("stop")
 	calls := 0
-	_, err := db.Snapshot(t.Context(), keys.Visitor{
+	_, _, err := db.Snapshot(t.Context(), keys.Visitor{
 		Key:          func(keys.Key) error { calls++; return stop },
 		Organization: func(keys.Organization) error { return nil },
 	})
@@ -1057,7 +1052,7 @@ func snapshotUnderWrites(t *testing.T, db Database) {
 	}
 	for range 10 {
 		active, rows := make(map[string]int), int64(0)
-		mark, err := db.Snapshot(t.Context(), keys.Visitor{
+		mark, _, err := db.Snapshot(t.Context(), keys.Visitor{
 			Key: func(k keys.Key) error {
 				rows++
 				if !k.Genuine {
@@ -1083,64 +1078,54 @@ func snapshotUnderWrites(t *testing.T, db Database) {
 	group.Wait()
 }
 
-func lookUp(t *testing.T, db Database) {
-	k := NewKey("parent", keys.StateActive)
-	found, err := db.LookUp(t.Context(), k.Digest, "child")
-	must(t, err)
-	wantSame(t, "no key", found, keys.Found{})
-
-	MustInsert(t, db, k)
-	k.Revision, k.Genuine = 1, true
-	found, err = db.LookUp(t.Context(), k.Digest, "child")
-	must(t, err)
-	wantSame(t, "unregistered", found, keys.Found{Revision: 1, Key: k, Owner: keys.Unregistered("parent"), Connected: keys.Unregistered("child")})
-
-	MustPut(t, db, keys.Organization{ID: "parent", Active: true}, keys.Organization{ID: "child", ParentID: "parent", Active: true})
-	found, err = db.LookUp(t.Context(), k.Digest, "child")
-	must(t, err)
-	wantSame(t, "registered", found, keys.Found{
-		Revision:  3,
-		Key:       k,
-		Owner:     keys.Organization{ID: "parent", Active: true, Registered: true, Genuine: true, Revision: 2},
-		Connected: keys.Organization{ID: "child", ParentID: "parent", Active: true, Registered: true, Genuine: true, Revision: 3},
-	})
-	found, err = db.LookUp(t.Context(), k.Digest, "")
-	must(t, err)
-	wantSame(t, "no connected account asked for", found.Connected, keys.Organization{})
-	var none token.Digest
-	found, err = db.LookUp(t.Context(), none, "")
-	must(t, err)
-	wantSame(t, "the zero digest", found, keys.Found{Revision: 3})
-}
-
-func lookUpUnderWrites(t *testing.T, db Database) {
-	// Each write changes the one key, so that in every moment its revision is the database's.
+func setHash(t *testing.T, db Database) {
+	read := func() keys.SetHash {
+		t.Helper()
+		_, set, err := db.Snapshot(t.Context(), keys.Visitor{
+			Key: func(keys.Key) error { return nil }, Organization: func(keys.Organization) error { return nil },
+		})
+		must(t, err)
+		ch, err := db.Changes(t.Context(), keys.Mark{}, 100)
+		must(t, err)
+		wantSame(t, "of Changes and of Snapshot", ch.Set, set)
+		return set
+	}
+	seen := map[keys.SetHash]string{read(): "an empty database"}
+	changed := func(what string) {
+		t.Helper()
+		set := read()
+		if before, ok := seen[set]; ok {
+			t.Errorf("after %s it is what it was after %s", what, before)
+		}
+		if set.KeyID == "" {
+			t.Errorf("after %s it is not known", what)
+		}
+		seen[set] = what
+	}
 	k := NewKey("org", keys.StateActive)
 	MustInsert(t, db, k)
-	stop := make(chan struct{})
-	var writer sync.WaitGroup
-	writer.Go(func() {
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-			}
-			if _, err := db.Write(t.Context(), keys.Reads{}, func(ctx context.Context, tx keys.Tx) error { return Update(ctx, tx, k) }); err != nil {
-				t.Error(err)
-				return
-			}
+	changed("a key")
+	MustPut(t, db, keys.Organization{ID: "org", Active: true})
+	changed("an organization")
+	MustWrite(t, db, func(ctx context.Context, tx keys.Tx) error { return Update(ctx, tx, k) })
+	changed("a key of the same content again")
+	before := read()
+	MustWrite(t, db, nothing)
+	wantSame(t, "after a write without rows", read(), before)
+	MustInsert(t, db, NewKey("other", keys.StateActive))
+
+	// At a stop on the way it is not known.
+	ch, err := db.Changes(t.Context(), keys.Mark{}, 1)
+	must(t, err)
+	wantSame(t, "at a stop on the way", ch.Set, keys.SetHash{})
+	for at := ch.Mark; ch.Set.KeyID == ""; at = ch.Mark {
+		ch, err = db.Changes(t.Context(), at, 1)
+		must(t, err)
+		if ch.Revision <= at.Revision {
+			t.Fatalf("no way on from %d", at.Revision)
 		}
-	})
-	for last := int64(0); last < 20 && !t.Failed(); {
-		found, err := db.LookUp(t.Context(), k.Digest, "")
-		if err != nil || found.Revision != found.Key.Revision || found.Revision < last || !found.Key.Genuine {
-			t.Errorf("revision %d, of the key %d, after %d, genuine %v; %v", found.Revision, found.Key.Revision, last, found.Key.Genuine, err)
-		}
-		last = found.Revision
 	}
-	close(stop)
-	writer.Wait()
+	wantSame(t, "at the end of the way", ch.Set, read())
 }
 
 func nodes(t *testing.T, db Database) {
