@@ -110,7 +110,7 @@ func newNode(cfg nodeConfig) (*node, error) {
 	}
 	n.service, err = keys.NewService(keys.Config{
 		Store: n.db, Ring: cfg.ring, Format: cfg.format, Barrier: n.verifier, Render: server.RenderIssued,
-		Manages: n.verifier.Manages, RequiredRoles: cfg.requiredRoles, RequireRegistered: cfg.requireRegistered,
+		Manages: n.verifier.Manages, Proven: n.verifier.Proven, HeldRevision: n.verifier.HeldRevision, RequiredRoles: cfg.requiredRoles, RequireRegistered: cfg.requireRegistered,
 		MaxExpiresInDays: cfg.maxExpiresInDays, MaxOverlap: cfg.maxOverlap, Observe: n.metrics.Act,
 	})
 	if err != nil {

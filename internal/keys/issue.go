@@ -205,6 +205,9 @@ func (s *Service) owned(ctx context.Context, tx Tx, c Call, id string) (Key, err
 	if errors.Is(err, ErrNotFound) || err == nil && k.OrganizationID != c.Principal.OrganizationID {
 		return Key{}, notFound()
 	}
+	if err == nil {
+		err = s.notOlder(KindKey, k.ID, k.Revision)
+	}
 	return k, err
 }
 

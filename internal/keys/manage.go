@@ -197,6 +197,9 @@ func (s *Service) PutOrganization(ctx context.Context, op Operator, r Organizati
 	if err != nil {
 		return Organization{}, s.refuseOperator(ctx, op, r.ID, err)
 	}
+	if err := s.proven(); err != nil {
+		return Organization{}, err
+	}
 	commit, err := s.cfg.Store.Write(ctx, Reads{OrganizationID: o.ID}, func(ctx context.Context, tx Tx) error {
 		if err := checkParent(ctx, tx, o); err != nil {
 			return err

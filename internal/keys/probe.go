@@ -28,6 +28,9 @@ var errNotDue = errors.New("keys: no probe is due")
 // MintProbe gives the probe key a new secret, at most once in every for the whole deployment: the row itself says when that was
 // last. When no probe is due it writes nothing, and wait says how long until the next is.
 func (s *Service) MintProbe(ctx context.Context, every time.Duration) (secret token.Secret, wait time.Duration, err error) {
+	if err := s.proven(); err != nil {
+		return token.Secret{}, 0, err
+	}
 	// Most of the time another node was first, which a read tells.
 	if wait, err = s.untilProbe(ctx, every); err != nil || wait > 0 {
 		return token.Secret{}, wait, undecided(err)

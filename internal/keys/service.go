@@ -33,6 +33,14 @@ type Config struct {
 	// Manages, when set, says from memory that an organization certainly may manage keys. False says nothing: the store is asked.
 	Manages func(organizationID string, registered bool) bool
 
+	// Proven, when set, returns nil while anything may be answered from the database (V8); otherwise
+	// it says why not, and every call is answered with 503.
+	Proven func() error
+
+	// HeldRevision, when set, returns the revision that verification holds a row at, 0 = none. A row
+	// of the database that is older was put back by somebody else (V8).
+	HeldRevision func(kind, id string) int64
+
 	// Observe, when set, is told of each act that was decided, for metrics. The outcome is Done, an
 	// error code or "error".
 	Observe func(action Action, outcome string, took time.Duration)
@@ -105,7 +113,13 @@ func (s *Service) gate(ctx context.Context, from organizations, c Call) (Organiz
 	if err := s.entitled(c); err != nil {
 		return Organization{}, err
 	}
+	if err := s.proven(); err != nil {
+		return Organization{}, err
+	}
 	o, err := from.Organization(ctx, c.Principal.OrganizationID)
+	if err == nil {
+		err = s.notOlder(KindOrganization, o.ID, o.Revision)
+	}
 	switch {
 	case err != nil:
 		return o, undecided(err)
@@ -117,6 +131,22 @@ func (s *Service) gate(ctx context.Context, from organizations, c Call) (Organiz
 		return o, &Error{Code: api.ConnectedAccount, Detail: "Connected accounts cannot manage API keys. Use the platform's organization and name the connected account in each payment request."}
 	}
 	return o, nil
+}
+
+// proven returns an Unavailable while nothing may be answered from the database (V8).
+func (s *Service) proven() error {
+	if s.cfg.Proven == nil {
+		return nil
+	}
+	return undecided(s.cfg.Proven())
+}
+
+// notOlder returns ErrTampered for a row that is older than the one verification holds (V8).
+func (s *Service) notOlder(kind, id string, revision int64) error {
+	if s.cfg.HeldRevision == nil || revision >= s.cfg.HeldRevision(kind, id) {
+		return nil
+	}
+	return fmt.Errorf("%w: %s %s is older than the row that verification holds", ErrTampered, kind, id)
 }
 
 // entitled is the gate's part that asks of the caller alone.

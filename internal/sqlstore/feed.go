@@ -22,9 +22,10 @@ func (s *Store) Changes(ctx context.Context, after keys.Mark, limit int) (ch key
 	limit = max(limit, 1)
 	var m meta
 	var there, last []byte
+	var sequence int64
 	// One more than asked for tells whether that was all.
 	err = s.readTogether(ctx,
-		call{statement: news, arguments: []any{after.Sequence}, into: append(m.columns(), &there, &last)},
+		call{statement: news, arguments: []any{after.Sequence}, into: append(m.columns(), &there, &sequence, &last)},
 		call{statement: keysAfter, arguments: []any{anyRevision, after.Revision, int64(limit) + 1}, each: s.keyInto(&ch.Keys)},
 		call{statement: organizationsAfter, arguments: []any{anyRevision, after.Revision, int64(limit) + 1}, each: s.organizationInto(&ch.Organizations)})
 	if err = noMeta(err); err != nil {
@@ -37,8 +38,8 @@ func (s *Store) Changes(ctx context.Context, after keys.Mark, limit int) (ch key
 	if after.Revision > st.revision || after.Sequence > st.sequence || there != nil && string(there) != string(after.Hash[:]) {
 		return keys.Changes{}, keys.ErrDiverged
 	}
-	if string(last) != string(st.hash[:]) && st.sequence > 0 {
-		return keys.Changes{}, s.badState(st.revision, "the audit log does not end where the authenticated state says")
+	if err := s.checkHead(st, sequence, last); err != nil {
+		return keys.Changes{}, err
 	}
 	ch.Mark, ch.Set = st.mark(), st.set()
 	if len(ch.Keys)+len(ch.Organizations) <= limit {

@@ -128,7 +128,8 @@ const (
 	countKeptUnder = `SELECT master_key_id, count(*) FROM replays WHERE length(sealed) > 0 AND master_key_id <> $1 GROUP BY 1`
 	// Where the database is, and what it has in the place of another mark.
 	news = `SELECT m.revision, m.database_id, m.state_key_id, m.state_box,
-			(SELECT hash FROM audit WHERE sequence = $1), (SELECT hash FROM audit ORDER BY sequence DESC LIMIT 1)
+			(SELECT hash FROM audit WHERE sequence = $1), coalesce((SELECT max(sequence) FROM audit), 0),
+			(SELECT hash FROM audit ORDER BY sequence DESC LIMIT 1)
 		FROM meta m WHERE m.one = 1`
 	entryHash = `SELECT hash FROM audit WHERE sequence = $1`
 	atMark    = `SELECT count(*) FROM meta WHERE one = 1 AND revision = $1

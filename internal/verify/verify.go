@@ -363,16 +363,19 @@ func (v *Verifier) Proven() error {
 	return nil
 }
 
-// Revision returns the revision that memory holds an organization's row at, 0 = none. A row of
-// the database that is older was put back by somebody else (V8).
-func (v *Verifier) Revision(organizationID string) int64 {
+// HeldRevision is keys.Config.HeldRevision.
+func (v *Verifier) HeldRevision(kind, id string) int64 {
 	v.writing.Lock()
 	defer v.writing.Unlock()
 	held := v.view.Load()
-	if held == nil {
+	switch {
+	case held == nil:
 		return 0
+	case kind == keys.KindOrganization:
+		return held.index.organizations.revision(id)
 	}
-	return held.index.organizations.revision(organizationID)
+	_, e, _ := held.index.entryOf(idHandleOf(id))
+	return e.revision
 }
 
 // NodeID returns the id this node last registered under, empty before the first time.
