@@ -18,16 +18,17 @@ import (
 	"github.com/syncgram/keyward/api"
 )
 
-// connection is the flags of every command that talks to a running server's internal listener.
+// connection is the flags of every command that talks to a running server.
 type connection struct {
-	Server            string `setting:"" default:"http://127.0.0.1:8081" help:"Internal listener of the server." placeholder:"URL"`
+	Server            string `setting:"" default:"http://127.0.0.1:8082" help:"Admin listener of the server." placeholder:"URL"`
+	VerifyServer      string `setting:"" default:"http://127.0.0.1:8081" help:"Verification listener of the server." placeholder:"URL"`
 	InternalTokenFile string `setting:"" type:"path" help:"File with the listener's bearer token in its first line." placeholder:"FILE"`
 	ServerCAFile      string `setting:"" name:"server-ca-file" type:"path" help:"Certificate authorities (PEM) of the server, instead of the system's." placeholder:"FILE"`
 	ClientCertFile    string `setting:"" type:"path" help:"Client certificate (PEM), for a listener that asks for one." placeholder:"FILE"`
 	ClientKeyFile     string `setting:"" type:"path" help:"Key of the client certificate (PEM)." placeholder:"FILE"`
 }
 
-// client speaks to one internal listener.
+// client speaks to one listener.
 type client struct {
 	base  string
 	token string
@@ -37,10 +38,18 @@ type client struct {
 // quick bounds a call that answers at once, such as a read or an organization change.
 const quick = 45 * time.Second
 
-func (c *connection) open() (*client, error) {
-	u, err := url.Parse(c.Server)
+// open returns a client of the admin listener.
+func (c *connection) open() (*client, error) { return c.client("--server (KEYWARD_SERVER)", c.Server) }
+
+// openVerification returns a client of the verification listener.
+func (c *connection) openVerification() (*client, error) {
+	return c.client("--verify-server (KEYWARD_VERIFY_SERVER)", c.VerifyServer)
+}
+
+func (c *connection) client(flag, address string) (*client, error) {
+	u, err := url.Parse(address)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
-		return nil, wrong("--server (KEYWARD_SERVER): must be http://host:port or https://host:port")
+		return nil, wrong("%s: must be http://host:port or https://host:port", flag)
 	}
 	cl := &client{base: u.Scheme + "://" + u.Host}
 	if c.InternalTokenFile != "" {
@@ -114,7 +123,7 @@ func (e *answerError) Error() string {
 	case e.Code == api.InternalTokenRequired:
 		return "the server asks for one of its internal tokens: name a file that holds it with --internal-token-file"
 	case e.Detail == "":
-		return fmt.Sprintf("the server answered %d; is this the internal listener?", e.status)
+		return fmt.Sprintf("the server answered %d; is this the right listener of Keyward?", e.status)
 	}
 	return e.Detail
 }
@@ -126,7 +135,7 @@ type unreachableError struct {
 }
 
 func (e *unreachableError) Error() string {
-	return fmt.Sprintf("no answer from %s: %v; is the server running, and is --server its internal listener?", e.base, e.err)
+	return fmt.Sprintf("no answer from %s: %v; is the server running, and is this where it listens?", e.base, e.err)
 }
 
 func (e *unreachableError) Unwrap() error { return e.err }

@@ -50,7 +50,7 @@ const (
 	checkFail = "fail"
 )
 
-// listenerPatience bounds the check of a listener beside the internal one.
+// listenerPatience bounds the check of a listener beside the admin one.
 const listenerPatience = 10 * time.Second
 
 // Limits of a clock and of a certificate's remaining life.
@@ -99,15 +99,15 @@ func (c *doctorCmd) Run(ctx context.Context, t *terminal) error {
 func (c *doctorCmd) remote(ctx context.Context, cl *client) []api.Check {
 	ctx, cancel := context.WithTimeout(ctx, quick)
 	defer cancel()
-	internal := api.Check{Name: "internal listener", Status: checkOK, Detail: cl.base}
+	admin := api.Check{Name: "admin listener", Status: checkOK, Detail: cl.base}
 	resp, err := cl.do(ctx, http.MethodGet, "/livez", nil)
 	if err != nil {
-		internal.Status, internal.Detail = checkFail, err.Error()
-		return []api.Check{internal}
+		admin.Status, admin.Detail = checkFail, err.Error()
+		return []api.Check{admin}
 	}
 	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<20))
 	resp.Body.Close()
-	checks := []api.Check{internal, checkClock(resp.Header.Get("Date"), time.Now())}
+	checks := []api.Check{admin, checkClock(resp.Header.Get("Date"), time.Now())}
 	var s api.Status
 	if err := cl.call(ctx, http.MethodGet, "/v1/status", nil, &s); err != nil {
 		return append(checks, api.Check{Name: "status", Status: checkFail, Detail: err.Error()})
@@ -131,13 +131,13 @@ func checkClock(date string, now time.Time) api.Check {
 	return k
 }
 
-// public checks that the public listener serves its own routes and none of the internal ones.
+// public checks that the public listener serves its own routes and none of the others.
 func (c *doctorCmd) public(ctx context.Context, cl *client) api.Check {
 	ctx, cancel := context.WithTimeout(ctx, listenerPatience)
 	defer cancel()
 	k := api.Check{Name: "public listener", Status: checkOK, Detail: c.PublicURL}
 	other := *cl
-	other.base, other.token = strings.TrimRight(c.PublicURL, "/"), "" // the internal token stays inside
+	other.base, other.token = strings.TrimRight(c.PublicURL, "/"), "" // the credential stays inside
 	var document struct {
 		OpenAPI string `json:"openapi"`
 	}
@@ -150,7 +150,7 @@ func (c *doctorCmd) public(ctx context.Context, cl *client) api.Check {
 	}
 	var answered *answerError
 	if err := other.call(ctx, http.MethodGet, "/readyz", nil, nil); !errors.As(err, &answered) || answered.status != http.StatusNotFound {
-		k.Status, k.Detail = checkFail, "serves internal routes: it must not be the internal listener, nor may a proxy join the two"
+		k.Status, k.Detail = checkFail, "serves routes of another listener: it must not be one of those, nor may a proxy join them"
 	}
 	return k
 }

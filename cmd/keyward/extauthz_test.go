@@ -94,7 +94,7 @@ func TestV4TenThousandChecks(t *testing.T) {
 	if a, b := checked(t, t.Context(), conn, one.Key), checked(t, t.Context(), conn, two.Key); a != 401 || b != 200 {
 		t.Errorf("revoked %d, the other %d", a, b)
 	}
-	_, metrics := request(t, "GET", p.Internal+"/metrics", "", "")
+	_, metrics := request(t, "GET", p.Admin+"/metrics", "", "")
 	if want := fmt.Sprintf("keyward_verifications_total{door=%q,path=%q,reason=%q} %d\n", "extauthz", "memory", "valid", total-total/3+1); !strings.Contains(metrics, want) {
 		t.Errorf("the metrics lack %s", want)
 	}
@@ -133,7 +133,7 @@ func TestR5DatabaseLostBehindEnvoy(t *testing.T) {
 	if got := checked(t, t.Context(), conn, k.Key); got != 200 {
 		t.Errorf("within the lease: %d", got)
 	}
-	p.WaitStatus(t, p.Internal+"/readyz", 503)
+	p.WaitStatus(t, p.Verification+"/readyz", 503)
 	if got := checked(t, t.Context(), conn, k.Key); got != 503 {
 		t.Errorf("past the lease: %d", got)
 	}
@@ -192,7 +192,7 @@ func TestR3ExtAuthzListener(t *testing.T) {
 		return regexp.MustCompile(`(?m)^` + word + ` +listener for Envoy `).MatchString(table)
 	}
 	asks := []string{
-		"KEYWARD_SERVER=" + p.Internal, "KEYWARD_EXTAUTHZ_ADDRESS=" + p.Address(t, "extauthz"), "KEYWARD_SERVER_CA_FILE=" + writeFile(t, dir, "ca.pem", servers.pem),
+		"KEYWARD_SERVER=" + p.Admin, "KEYWARD_VERIFY_SERVER=" + p.Verification, "KEYWARD_EXTAUTHZ_ADDRESS=" + p.Address(t, "extauthz"), "KEYWARD_SERVER_CA_FILE=" + writeFile(t, dir, "ca.pem", servers.pem),
 		"KEYWARD_CLIENT_CERT_FILE=" + writeFile(t, dir, "c.crt", clientCert), "KEYWARD_CLIENT_KEY_FILE=" + writeFile(t, dir, "c.key", clientKey),
 	}
 	if code, out, _ := command(t, []string{"doctor"}, append(asks, "KEYWARD_INTERNAL_TOKEN_FILE="+dir+"/tokens"), ""); code != 0 || !says("ok", out) {

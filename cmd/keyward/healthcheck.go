@@ -23,7 +23,7 @@ Example, in a container's definition:
 
 // Run asks once.
 func (c *healthcheckCmd) Run(ctx context.Context, t *terminal) error {
-	cl, err := c.connection.open()
+	cl, err := c.connection.openVerification()
 	if err != nil {
 		return err
 	}

@@ -47,7 +47,7 @@ func TestR3KeySettings(t *testing.T) {
 	resp, body := request(t, "POST", p.Public+keysPath, ann, `{"key_name":"k","expires_in_days":30}`)
 	problem(t, resp, body, 403, api.OrganizationUnknown) // C4
 
-	if resp, body := request(t, "PUT", p.Internal+"/v1/organizations/org_a", "", `{}`); resp.StatusCode != 200 {
+	if resp, body := request(t, "PUT", p.Admin+"/v1/organizations/org_a", "", `{}`); resp.StatusCode != 200 {
 		t.Fatalf("put: %d %s", resp.StatusCode, body)
 	}
 	for _, body := range []string{`{"key_name":"k","expires_in_days":31}`, `{"key_name":"k"}`} { // C8
@@ -152,7 +152,7 @@ func TestR3JWT(t *testing.T) {
 	masterKey := filepath.Join(dir, "master.key")
 	keywardtest.WriteMasterKey(t, masterKey)
 	common := []string{
-		"KEYWARD_LISTEN=127.0.0.1:0", "KEYWARD_INTERNAL_LISTEN=127.0.0.1:0", "KEYWARD_MASTER_KEY_FILE=" + masterKey,
+		"KEYWARD_LISTEN=127.0.0.1:0", "KEYWARD_VERIFY_LISTEN=127.0.0.1:0", "KEYWARD_ADMIN_LISTEN=127.0.0.1:0", "KEYWARD_MASTER_KEY_FILE=" + masterKey,
 		"KEYWARD_JWT_HS256_SECRET_FILE=" + writeFile(t, dir, "secret", secret+"\n"), "KEYWARD_JWT_ORGANIZATION_CLAIM=tenant",
 	}
 	start := func(issuer, audience string) *keywardtest.Process {
@@ -222,19 +222,19 @@ func TestR3Doors(t *testing.T) {
 	tokens := writeFile(t, dir, "tokens", "# services\n"+one+"\n\n"+two+"\n")
 	p := keywardtest.Start(t, keywardtest.Options{
 		Dir: dir, Env: []string{"KEYWARD_INTERNAL_TOKEN_FILE=" + tokens},
-		Flags: []string{"--internal-listen=0.0.0.0:0", "--cors-origins=https://a.example, https://b.example:8443"},
+		Flags: []string{"--admin-listen=0.0.0.0:0", "--cors-origins=https://a.example, https://b.example:8443"},
 	})
-	internal := strings.Replace(p.Internal, "0.0.0.0", "127.0.0.1", 1)
-	internal = strings.Replace(internal, "[::]", "127.0.0.1", 1)
+	admin := strings.Replace(p.Admin, "0.0.0.0", "127.0.0.1", 1)
+	admin = strings.Replace(admin, "[::]", "127.0.0.1", 1)
 	for token, want := range map[string]int{one: 200, two: 200, "": 401, rand.Text(): 401, "# services": 401} {
-		if resp, body := request(t, "GET", internal+"/v1/organizations", token, ""); resp.StatusCode != want {
+		if resp, body := request(t, "GET", admin+"/v1/organizations", token, ""); resp.StatusCode != want {
 			t.Errorf("token %.4q…: %d %s, want %d", token, resp.StatusCode, body, want)
 		}
 	}
-	if resp, _ := request(t, "GET", internal+"/readyz", "", ""); resp.StatusCode != 200 {
+	if resp, _ := request(t, "GET", admin+"/readyz", "", ""); resp.StatusCode != 200 {
 		t.Errorf("readyz without a token: %d", resp.StatusCode)
 	}
-	env := []string{"KEYWARD_SERVER=" + internal, "KEYWARD_INTERNAL_TOKEN_FILE=" + tokens}
+	env := []string{"KEYWARD_SERVER=" + admin, "KEYWARD_INTERNAL_TOKEN_FILE=" + tokens}
 	if code, out, stderr := command(t, []string{"org", "list"}, env, ""); code != 0 {
 		t.Errorf("org list with the token file: %d %s %s", code, out, stderr)
 	}
@@ -276,8 +276,8 @@ func TestR3Logs(t *testing.T) {
 	p.WaitLog(t, `level=WARN msg="every user of this machine can read the internal tokens`)
 	public := "http://" + p.WaitLog(t, `msg=listening listener=public address=(\S+)`)[1]
 	request(t, "GET", public+"/nothing", "", "")
-	internal := "http://" + p.WaitLog(t, `msg=listening listener=internal address=(\S+)`)[1]
-	request(t, "GET", internal+"/livez", "", "")
+	admin := "http://" + p.WaitLog(t, `msg=listening listener=admin address=(\S+)`)[1]
+	request(t, "GET", admin+"/livez", "", "")
 	p.WaitLog(t, `level=DEBUG msg=request .*route=/livez`)
 	p.Stop(t)
 
@@ -363,12 +363,12 @@ func TestR3TLS(t *testing.T) {
 		Env:   []string{"KEYWARD_INTERNAL_CLIENT_CA_FILE=" + writeFile(t, dir, "clients.pem", clients.pem)},
 	})
 	p.WaitLog(t, `"msg":"ready"`)
-	if !strings.HasPrefix(p.Public, "https://") || !strings.HasPrefix(p.Internal, "https://") {
-		t.Fatalf("addresses %s, %s", p.Public, p.Internal)
+	if !strings.HasPrefix(p.Public, "https://") || !strings.HasPrefix(p.Verification, "https://") || !strings.HasPrefix(p.Admin, "https://") {
+		t.Fatalf("addresses %s, %s, %s", p.Public, p.Verification, p.Admin)
 	}
 
 	env := []string{
-		"KEYWARD_SERVER=" + p.Internal, "KEYWARD_SERVER_CA_FILE=" + caFile,
+		"KEYWARD_VERIFY_SERVER=" + p.Verification, "KEYWARD_SERVER=" + p.Admin, "KEYWARD_SERVER_CA_FILE=" + caFile,
 		"KEYWARD_CLIENT_CERT_FILE=" + writeFile(t, dir, "c.crt", clientCert), "KEYWARD_CLIENT_KEY_FILE=" + writeFile(t, dir, "c.key", clientKey),
 	}
 	stranger := append(append([]string{}, env...),
@@ -378,10 +378,10 @@ func TestR3TLS(t *testing.T) {
 		want int
 	}{
 		"with a certificate":       {env, 0},
-		"without one":              {env[:2], 1},
+		"without one":              {env[:3], 1},
 		"with a stranger's":        {stranger, 1},
-		"without knowing the CA":   {append([]string{env[0]}, env[2:]...), 1},
-		"in the clear, over there": {[]string{"KEYWARD_SERVER=" + strings.Replace(p.Internal, "https", "http", 1)}, 1},
+		"without knowing the CA":   {append([]string{env[0]}, env[3:]...), 1},
+		"in the clear, over there": {[]string{"KEYWARD_VERIFY_SERVER=" + strings.Replace(p.Verification, "https", "http", 1)}, 1},
 	} {
 		if code, out, stderr := command(t, []string{"healthcheck"}, tt.env, ""); code != tt.want {
 			t.Errorf("%s: exit code %d, %s %s", name, code, out, stderr)

@@ -93,6 +93,9 @@ func parse(ctx context.Context, c *commands, args []string, t *terminal) (*kong.
 	if err := checkEnvironment(parser.Model.Node, t.env); err != nil {
 		return nil, err
 	}
+	if err := checkFlags(args); err != nil {
+		return nil, err
+	}
 	if len(args) == 0 {
 		args = []string{"--help"}
 	}

@@ -27,17 +27,18 @@ import (
 
 // nodeConfig is what a node is made of, every value checked.
 type nodeConfig struct {
-	listen, internalListen string
-	extAuthzListen         string          // empty = no such listener
-	tls                    server.TLSFiles // Cert empty = no TLS; ClientCA concerns all listeners but the public one
-	corsOrigins            []string
-	internalTokens         []string
+	listen, verifyListen, adminListen string
+
+	extAuthzListen string          // empty = no such listener
+	tls            server.TLSFiles // Cert empty = no TLS; ClientCA concerns all listeners but the public one
+	corsOrigins    []string
+	internalTokens []string
 
 	database      sqlstore.Options
 	masterKeyFile string
 	ring          *seal.Ring
 	lease         time.Duration
-	advertise     string // where other nodes reach the internal listener; empty = where it listens
+	advertise     string // where other nodes reach the verification listener; empty = where it listens
 
 	probeEvery time.Duration  // 0 = no prober
 	probeRoots *x509.CertPool // of the other nodes' certificates; nil = the system's
@@ -128,27 +129,28 @@ func newNode(cfg nodeConfig) (*node, error) {
 	}
 	n.metrics.WatchPools(n.db.stats)
 
-	publicTLS, internalTLS, err := tlsConfigs(cfg.tls, cfg.logger)
+	publicTLS, innerTLS, err := tlsConfigs(cfg.tls, cfg.logger)
 	if err != nil {
 		return nil, wrong("--tls-cert-file (KEYWARD_TLS_CERT_FILE): %w", err)
 	}
 	if cfg.probeEvery > 0 && n.db.engine() == sqlstore.Postgres {
-		if err := n.addProber(internalTLS, budget); err != nil {
+		if err := n.addProber(innerTLS, budget); err != nil {
 			return nil, err
 		}
 	}
 	limits := server.Limits{Write: budget + drainTime}
 	n.addHTTP("public", cfg.listen, server.NewHTTPServer(doors.Public(), limits, cfg.logger), publicTLS)
-	n.addHTTP("internal", cfg.internalListen, server.NewHTTPServer(doors.Internal(), limits, cfg.logger), internalTLS)
+	n.addHTTP("verification", cfg.verifyListen, server.NewHTTPServer(doors.Verification(), limits, cfg.logger), innerTLS)
+	n.addHTTP("admin", cfg.adminListen, server.NewHTTPServer(doors.Admin(), limits, cfg.logger), innerTLS)
 	if cfg.extAuthzListen != "" {
 		envoy, err := extauthz.New(extauthz.Config{
 			Verifier: n.verifier, Format: cfg.format, Metrics: n.metrics,
-			InternalTokens: cfg.internalTokens, TLS: internalTLS, Logger: cfg.logger,
+			InternalTokens: cfg.internalTokens, TLS: innerTLS, Logger: cfg.logger,
 		})
 		if err != nil {
 			return nil, err
 		}
-		n.listeners = append(n.listeners, &listener{name: "extauthz", address: cfg.extAuthzListen, door: envoy, tls: internalTLS != nil})
+		n.listeners = append(n.listeners, &listener{name: "extauthz", address: cfg.extAuthzListen, door: envoy, tls: innerTLS != nil})
 	}
 	return n, nil
 }
@@ -184,7 +186,7 @@ func (n *node) advertised() string {
 	if n.cfg.advertise != "" {
 		return n.cfg.advertise
 	}
-	address := n.address("internal")
+	address := n.address("verification")
 	host, port, err := net.SplitHostPort(address)
 	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsUnspecified() {
 		return address
@@ -306,8 +308,11 @@ func (n *node) listen() error {
 
 // flag is the flag that sets the listener's address.
 func (l *listener) flag() string {
-	if l.name == "public" {
+	switch l.name {
+	case "public":
 		return "listen"
+	case "verification":
+		return "verify-listen"
 	}
 	return l.name + "-listen"
 }

@@ -47,7 +47,7 @@ func TestC23NodesProbeEachOther(t *testing.T) {
 			figure := func(line string) (sum float64) {
 				t.Helper()
 				for _, p := range nodes {
-					r, err := http.NewRequest(http.MethodGet, p.Internal+"/metrics", nil)
+					r, err := http.NewRequest(http.MethodGet, p.Admin+"/metrics", nil)
 					if err != nil {
 						t.Fatal(err)
 					}

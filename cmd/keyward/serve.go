@@ -37,8 +37,9 @@ func (d *database) check() error {
 // before them in the environment.
 type serveCmd struct {
 	Listen         listenAddress `setting:"" default:"127.0.0.1:8080" group:"Listeners:" help:"Public listener: the management API, /openapi.json and /docs." placeholder:"HOST:PORT"`
-	InternalListen listenAddress `setting:"" default:"127.0.0.1:8081" group:"Listeners:" help:"Internal listener: verification, organizations, audit, health and metrics." placeholder:"HOST:PORT"`
-	ExtAuthzListen listenAddress `setting:"" name:"extauthz-listen" group:"Listeners:" help:"Listener for Envoy: ext_authz and health over gRPC. Off by default. Tokens and TLS as for the internal listener." placeholder:"HOST:PORT"`
+	VerifyListen   listenAddress `setting:"" default:"127.0.0.1:8081" group:"Listeners:" help:"Verification listener: /v1/verify, /v1/authorize, /v1/introspect and health." placeholder:"HOST:PORT"`
+	AdminListen    listenAddress `setting:"" default:"127.0.0.1:8082" group:"Listeners:" help:"Admin listener: organizations, audit, nodes, status, master key, metrics and health." placeholder:"HOST:PORT"`
+	ExtAuthzListen listenAddress `setting:"" name:"extauthz-listen" group:"Listeners:" help:"Listener for Envoy: ext_authz and health over gRPC. Off by default. Credentials and TLS as for the verification listener." placeholder:"HOST:PORT"`
 	CORSOrigins    []string      `setting:"" name:"cors-origins" group:"Listeners:" help:"Exact origins, separated by commas, whose pages may call the management API. None by default." placeholder:"ORIGIN"`
 
 	InternalTokenFile    string `setting:"" type:"path" group:"Listeners:" help:"Bearer tokens of the internal and the ext_authz listener, one a line, at least 16 characters each. Required unless they listen on loopback." placeholder:"FILE"`
@@ -51,8 +52,8 @@ type serveCmd struct {
 	Lease         duration `setting:"" default:"10s" group:"Data:" help:"How long verification rides out a database that is away, 1s to 5m. A write waits 1.25 times as long for a node that died." placeholder:"DURATION"`
 
 	ProbeEvery  duration         `setting:"" default:"1m" group:"Many nodes:" help:"Time between two probes: one node in turn mints a key of its own, ends it, and asks every node about it before and after. At least 5s; 0s is off. With SQLite there is one node, and no prober." placeholder:"DURATION"`
-	Advertise   advertiseAddress `setting:"" group:"Many nodes:" help:"Where the other nodes reach this node's internal listener. By default where it listens, under this machine's name if that is every address." placeholder:"HOST:PORT"`
-	ProbeCAFile string           `setting:"" name:"probe-ca-file" type:"path" group:"Many nodes:" help:"Certificate authorities (PEM) of the nodes' internal listeners, besides the system's, for the prober." placeholder:"FILE"`
+	Advertise   advertiseAddress `setting:"" group:"Many nodes:" help:"Where the other nodes reach this node's verification listener. By default where it listens, under this machine's name if that is every address." placeholder:"HOST:PORT"`
+	ProbeCAFile string           `setting:"" name:"probe-ca-file" type:"path" group:"Many nodes:" help:"Certificate authorities (PEM) of the nodes' verification listeners, besides the system's, for the prober." placeholder:"FILE"`
 
 	JWTJWKS              string   `setting:"" name:"jwt-jwks" type:"string" group:"Users' tokens:" help:"The issuer's keys: an https URL, an http URL on loopback, or a file. Either this or an HS256 secret is required." placeholder:"URL|FILE"`
 	JWTHS256SecretFile   string   `setting:"" name:"jwt-hs256-secret-file" type:"path" group:"Users' tokens:" help:"Shared HS256 secret: the file without a final newline, at least 32 bytes." placeholder:"FILE"`
@@ -121,11 +122,17 @@ func (c *serveCmd) check() error {
 	switch {
 	case c.Listen == "":
 		return wrong("--listen (KEYWARD_LISTEN): must be host:port")
-	case c.InternalListen == "":
-		return wrong("--internal-listen (KEYWARD_INTERNAL_LISTEN): must be host:port")
-	case c.Listen.takes(c.InternalListen):
-		return wrong("--listen (KEYWARD_LISTEN) and --internal-listen (KEYWARD_INTERNAL_LISTEN): must not be the same address")
-	case c.ExtAuthzListen != "" && (c.Listen.takes(c.ExtAuthzListen) || c.InternalListen.takes(c.ExtAuthzListen)):
+	case c.VerifyListen == "":
+		return wrong("--verify-listen (KEYWARD_VERIFY_LISTEN): must be host:port")
+	case c.AdminListen == "":
+		return wrong("--admin-listen (KEYWARD_ADMIN_LISTEN): must be host:port")
+	case c.Listen.takes(c.VerifyListen):
+		return wrong("--listen (KEYWARD_LISTEN) and --verify-listen (KEYWARD_VERIFY_LISTEN): must not be the same address")
+	case c.Listen.takes(c.AdminListen):
+		return wrong("--listen (KEYWARD_LISTEN) and --admin-listen (KEYWARD_ADMIN_LISTEN): must not be the same address")
+	case c.VerifyListen.takes(c.AdminListen):
+		return wrong("--verify-listen (KEYWARD_VERIFY_LISTEN) and --admin-listen (KEYWARD_ADMIN_LISTEN): must not be the same address")
+	case c.ExtAuthzListen != "" && (c.Listen.takes(c.ExtAuthzListen) || c.VerifyListen.takes(c.ExtAuthzListen) || c.AdminListen.takes(c.ExtAuthzListen)):
 		return wrong("--extauthz-listen (KEYWARD_EXTAUTHZ_LISTEN): must not be the address of another listener")
 	case c.MasterKeyFile == "":
 		return wrong("--master-key-file (KEYWARD_MASTER_KEY_FILE) is required; make one with `keyward master-key new --file master.key`")
@@ -145,8 +152,10 @@ func (c *serveCmd) check() error {
 		return wrong("--tls-cert-file (KEYWARD_TLS_CERT_FILE) goes with --tls-key-file (KEYWARD_TLS_KEY_FILE)")
 	case c.InternalClientCAFile != "" && c.TLSCertFile == "":
 		return wrong("--internal-client-ca-file (KEYWARD_INTERNAL_CLIENT_CA_FILE) needs --tls-cert-file (KEYWARD_TLS_CERT_FILE)")
-	case c.InternalTokenFile == "" && !c.InternalListen.loopback():
-		return wrong("--internal-token-file (KEYWARD_INTERNAL_TOKEN_FILE) is required unless --internal-listen (KEYWARD_INTERNAL_LISTEN) is on loopback")
+	case c.InternalTokenFile == "" && !c.VerifyListen.loopback():
+		return wrong("--internal-token-file (KEYWARD_INTERNAL_TOKEN_FILE) is required unless --verify-listen (KEYWARD_VERIFY_LISTEN) is on loopback")
+	case c.InternalTokenFile == "" && !c.AdminListen.loopback():
+		return wrong("--internal-token-file (KEYWARD_INTERNAL_TOKEN_FILE) is required unless --admin-listen (KEYWARD_ADMIN_LISTEN) is on loopback")
 	case c.InternalTokenFile == "" && c.ExtAuthzListen != "" && !c.ExtAuthzListen.loopback():
 		return wrong("--internal-token-file (KEYWARD_INTERNAL_TOKEN_FILE) is required unless --extauthz-listen (KEYWARD_EXTAUTHZ_LISTEN) is on loopback")
 	case c.MaxExpiresInDays < 0 || c.MaxExpiresInDays > 36500:
@@ -168,7 +177,7 @@ func (c *serveCmd) node(ctx context.Context, logger *slog.Logger) (*node, error)
 		return nil, err
 	}
 	cfg := nodeConfig{
-		listen: string(c.Listen), internalListen: string(c.InternalListen), extAuthzListen: string(c.ExtAuthzListen),
+		listen: string(c.Listen), verifyListen: string(c.VerifyListen), adminListen: string(c.AdminListen), extAuthzListen: string(c.ExtAuthzListen),
 		database: c.database.options(), masterKeyFile: c.MasterKeyFile,
 		requiredRoles: c.JWTRoles, requireRegistered: c.RequireRegisteredOrganizations,
 		maxExpiresInDays: c.MaxExpiresInDays, maxOverlap: time.Duration(c.MaxOverlap), lease: time.Duration(c.Lease),

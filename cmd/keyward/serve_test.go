@@ -56,9 +56,9 @@ func unavailable(t *testing.T, p *keywardtest.Process, secret string) {
 	if resp.Header.Get("Retry-After") == "" || resp.Header.Get("X-Request-Id") == "" {
 		t.Errorf("create: headers %v", resp.Header)
 	}
-	resp, body = request(t, "POST", p.Internal+"/v1/verify", "", `{"key":"`+secret+`"}`)
+	resp, body = request(t, "POST", p.Verification+"/v1/verify", "", `{"key":"`+secret+`"}`)
 	problem(t, resp, body, 503, api.Unavailable)
-	if resp, _ := request(t, "GET", p.Internal+"/livez", "", ""); resp.StatusCode != 200 {
+	if resp, _ := request(t, "GET", p.Verification+"/livez", "", ""); resp.StatusCode != 200 {
 		t.Errorf("livez: %d: the process is to be kept", resp.StatusCode)
 	}
 }
@@ -71,7 +71,7 @@ func TestR5DatabaseAwayAtStart(t *testing.T) {
 	db.Stop(t)
 	p := keywardtest.Start(t, keywardtest.Options{DatabaseURL: db.URL(), NotReady: true})
 	p.WaitLog(t, "waiting for the database; not ready until it answers")
-	p.WaitStatus(t, p.Internal+"/readyz", 503)
+	p.WaitStatus(t, p.Verification+"/readyz", 503)
 	unavailable(t, p, newSecret(t))
 
 	db.Restart(t)
@@ -115,8 +115,8 @@ func TestR5DatabaseLost(t *testing.T) {
 			if v := verdict(t, p, k.Key); !v.Valid {
 				t.Errorf("within the lease: %+v", v)
 			}
-			p.WaitStatus(t, p.Internal+"/readyz", 503)
-			resp, body := request(t, "POST", p.Internal+"/v1/verify", "", `{"key":"`+k.Key+`"}`)
+			p.WaitStatus(t, p.Verification+"/readyz", 503)
+			resp, body := request(t, "POST", p.Verification+"/v1/verify", "", `{"key":"`+k.Key+`"}`)
 			problem(t, resp, body, 503, api.Unavailable)
 			p.WaitLog(t, `"msg":"not ready"`)
 

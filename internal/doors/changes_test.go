@@ -47,7 +47,7 @@ func TestC23EveryDoorRightAfterTheAnswer(t *testing.T) {
 	}
 	// Every node was asked by every proxy: 6 questions a round, spread evenly.
 	for i, n := range p.nodes {
-		resp, text, err := p.do("GET", n.Internal+"/metrics", "", with("Authorization", "Bearer "+p.token))
+		resp, text, err := p.do("GET", n.Admin+"/metrics", "", with("Authorization", "Bearer "+p.token))
 		if err != nil || resp.StatusCode != 200 {
 			t.Fatal(err)
 		}

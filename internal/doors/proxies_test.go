@@ -121,7 +121,7 @@ func freeAddress(t *testing.T) string {
 
 func (p *platform) addresses() (nodes [3]string, api string) {
 	for i, n := range p.nodes {
-		nodes[i] = strings.TrimPrefix(n.Internal, "http://")
+		nodes[i] = strings.TrimPrefix(n.Verification, "http://")
 	}
 	return nodes, strings.TrimPrefix(p.api.URL, "http://")
 }
@@ -222,7 +222,7 @@ type traefik struct {
 	api    *httputil.ReverseProxy
 	routes map[string]forwardAuth // by the first two segments of the path
 	client *http.Client
-	token  string // of the internal listeners
+	token  string // a credential of every node
 }
 
 // forwardAuth is what one router of dynamic.yml has its middlewares do.
@@ -266,7 +266,7 @@ func newTraefik(p *platform) *traefik {
 	}
 	x := &traefik{token: p.token, routes: map[string]forwardAuth{}, client: &http.Client{Transport: &http.Transport{}}, api: httputil.NewSingleHostReverseProxy(api)}
 	for _, n := range p.nodes {
-		x.nodes = append(x.nodes, n.Internal)
+		x.nodes = append(x.nodes, n.Verification)
 	}
 	for _, name := range []string{"payments", "payouts"} {
 		var a forwardAuth

@@ -70,7 +70,7 @@ func TestV4TypeScript(t *testing.T) {
 	server := keywardtest.Start(t, keywardtest.Options{Flags: []string{"--internal-token-file=" + tokens, "--lease=60s"}})
 	open := keywardtest.Start(t, keywardtest.Options{Flags: []string{"--lease=60s"}}) // a machine that stands still for a while is no outage here
 	s := setup{
-		Internal: server.Internal, Token: token, Open: open.Internal, Public: server.Public, Frozen: frozen(t),
+		Internal: server.Verification, Token: token, Open: open.Verification, Public: server.Public, Frozen: frozen(t),
 		Secrets: server.Issue(t, token), OpenLive: open.Issue(t, "").Live,
 	}
 	for _, organization := range []string{"org_doomed_1", "org_doomed_2", "org_doomed_3", "org_doomed_4"} {

@@ -330,7 +330,7 @@ func TestV4ExtAuthzNeverFails(t *testing.T) {
 		t.Error("the log does not tell of what was not decided, or of the panic")
 	}
 	rec := httptest.NewRecorder()
-	f.internal.ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	f.admin.ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	for _, want := range []string{
 		`keyward_verifications_total{door="extauthz",path="closed",reason="undecided"} 3`, `keyward_verifications_total{door="extauthz",path="memory",reason="valid"} 2`,
 		`keyward_extauthz_checks_total{status="200"} 2`, `keyward_extauthz_checks_total{status="503"} 4`, `keyward_http_panics_total{listener="extauthz"} 1`,

@@ -168,7 +168,7 @@ func (s *Server) admit(x *exchange) error {
 			return err
 		}
 		return s.cfg.Service.Admit(x.ctx, x.call, x.route.action, x.segment)
-	case internalToken:
+	case bearer:
 		return s.tokens.Check(credential.Bearer(x.r.Header["Authorization"]))
 	case oauthClient:
 		return s.checkClient(x.r.Header["Authorization"])

@@ -45,8 +45,8 @@ func BenchmarkDoors(b *testing.B) {
 		h                        http.Handler
 	}{
 		{"bare", "POST", "/v1/verify", body, bare},
-		{"verify", "POST", "/v1/verify", body, s.Internal()},
-		{"authorize", "GET", "/v1/authorize", "", s.Internal()},
+		{"verify", "POST", "/v1/verify", body, s.Verification()},
+		{"authorize", "GET", "/v1/authorize", "", s.Verification()},
 	} {
 		b.Run(bb.name, func(b *testing.B) {
 			b.ReportAllocs()

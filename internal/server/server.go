@@ -84,13 +84,14 @@ type AuditQuery struct {
 	OrganizationID, TargetID string
 }
 
-// Server holds both listeners' handlers. It is safe for concurrent use.
+// Server holds the handlers of the three listeners. It is safe for concurrent use.
 type Server struct {
-	cfg              Config
-	public, internal *listener
-	tokens           door.InternalTokens
-	undecided        door.Throttle // of the log line about verifications that were not decided
-	requestIDs       door.RequestIDs
+	cfg        Config
+	tokens     door.InternalTokens
+	undecided  door.Throttle // of the log line about verifications that were not decided
+	requestIDs door.RequestIDs
+
+	public, verification, admin *listener
 }
 
 // New returns the doors for cfg.
@@ -118,7 +119,8 @@ func New(cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("server: %w", err)
 	}
 	s.public = newListener(public, s.routes(), cfg.Metrics)
-	s.internal = newListener(internal, s.routes(), cfg.Metrics)
+	s.verification = newListener(verification, s.routes(), cfg.Metrics)
+	s.admin = newListener(admin, s.routes(), cfg.Metrics)
 	cfg.Metrics.watch(cfg.Verifier)
 	return s, nil
 }
@@ -126,8 +128,11 @@ func New(cfg Config) (*Server, error) {
 // Public returns the handler of the public listener.
 func (s *Server) Public() http.Handler { return s.handler(s.public) }
 
-// Internal returns the handler of the internal listener.
-func (s *Server) Internal() http.Handler { return s.handler(s.internal) }
+// Verification returns the handler of the verification listener.
+func (s *Server) Verification() http.Handler { return s.handler(s.verification) }
+
+// Admin returns the handler of the admin listener.
+func (s *Server) Admin() http.Handler { return s.handler(s.admin) }
 
 // exactOrigin reports whether o is an origin as a browser writes it (RFC 6454 section 6.2).
 func exactOrigin(o string) bool {
