@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/access"
 	"github.com/syncgram/keyward/internal/extauthz"
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/server"
@@ -165,12 +166,12 @@ func (d *seeded) verification(ctx context.Context, logger *slog.Logger) (_ http.
 	}
 	doors, err := server.New(server.Config{
 		Service: service, Authenticator: nobody{}, Verifier: v, Operations: operations{d.store.Engine()},
-		Format: d.format, Metrics: metrics, Logger: logger, Version: "bench",
+		Format: d.format, Access: access.Open(), Metrics: metrics, Logger: logger, Version: "bench",
 	})
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	if check, err = extauthz.New(extauthz.Config{Verifier: v, Format: d.format, Metrics: metrics, Logger: logger}); err != nil {
+	if check, err = extauthz.New(extauthz.Config{Verifier: v, Format: d.format, Access: access.Open(), Metrics: metrics, Logger: logger}); err != nil {
 		return nil, nil, nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)

@@ -54,6 +54,8 @@ const devTokenLife = 12 * time.Hour
 
 // Run serves until ctx ends.
 func (c *devCmd) Run(ctx context.Context, t *terminal) error {
+	ctx, stop := untilHangup(ctx)
+	defer stop()
 	if !c.VerifyListen.loopback() {
 		return wrong("--verify-listen: must be on loopback, because dev asks for no credential")
 	}
@@ -80,9 +82,10 @@ func (c *devCmd) Run(ctx context.Context, t *terminal) error {
 	}
 	name, audience := identity.DevIssuerName, identity.DevAudience
 	settings := serveCmd{
-		Listen: c.Listen, VerifyListen: c.VerifyListen, AdminListen: c.AdminListen,
-		database:      database{DatabaseURL: "sqlite:" + filepath.Join(c.Dir, "keyward.db")},
-		MasterKeyFile: filepath.Join(c.Dir, "master.key"), Lease: duration(10 * time.Second),
+		outerListeners: outerListeners{Listen: c.Listen},
+		innerListeners: innerListeners{VerifyListen: c.VerifyListen, AdminListen: c.AdminListen},
+		database:       database{DatabaseURL: "sqlite:" + filepath.Join(c.Dir, "keyward.db")},
+		MasterKeyFile:  filepath.Join(c.Dir, "master.key"), Lease: duration(10 * time.Second),
 		JWTJWKS: issuer.Config().JWKS, JWTIssuer: &name, JWTAudience: &audience, JWTOrganizationClaim: "org_id",
 		SecretPrefix: "sk", MaxOverlap: duration(24 * time.Hour), LogFormat: "text", LogLevel: c.LogLevel,
 	}

@@ -213,15 +213,15 @@ func TestR3JWKSURL(t *testing.T) {
 	problem(t, resp, body, 503, api.Unavailable)
 }
 
-// R3: KEYWARD_INTERNAL_TOKEN_FILE: each of its lines opens the internal listener, nothing else does,
+// R3, O5: KEYWARD_CREDENTIALS_FILE: each of its lines opens what its scopes say, nothing else does,
 // and health needs none. KEYWARD_CORS_ORIGINS: exactly those origins.
 func TestR3Doors(t *testing.T) {
 	t.Parallel()
 	one, two := rand.Text(), rand.Text()
 	dir := t.TempDir()
-	tokens := writeFile(t, dir, "tokens", "# services\n"+one+"\n\n"+two+"\n")
+	tokens := writeFile(t, dir, "credentials", "# services\none operate "+one+"\n\ntwo read "+two+"\n")
 	p := keywardtest.Start(t, keywardtest.Options{
-		Dir: dir, Env: []string{"KEYWARD_INTERNAL_TOKEN_FILE=" + tokens},
+		Dir: dir, Env: []string{"KEYWARD_CREDENTIALS_FILE=" + tokens},
 		Flags: []string{"--admin-listen=0.0.0.0:0", "--cors-origins=https://a.example, https://b.example:8443"},
 	})
 	admin := strings.Replace(p.Admin, "0.0.0.0", "127.0.0.1", 1)
@@ -234,11 +234,11 @@ func TestR3Doors(t *testing.T) {
 	if resp, _ := request(t, "GET", admin+"/readyz", "", ""); resp.StatusCode != 200 {
 		t.Errorf("readyz without a token: %d", resp.StatusCode)
 	}
-	env := []string{"KEYWARD_SERVER=" + admin, "KEYWARD_INTERNAL_TOKEN_FILE=" + tokens}
+	env := []string{"KEYWARD_SERVER=" + admin, "KEYWARD_CREDENTIALS_FILE=" + tokens}
 	if code, out, stderr := command(t, []string{"org", "list"}, env, ""); code != 0 {
 		t.Errorf("org list with the token file: %d %s %s", code, out, stderr)
 	}
-	if code, _, stderr := command(t, []string{"org", "list"}, env[:1], ""); code != 1 || !strings.Contains(stderr, "--internal-token-file") {
+	if code, _, stderr := command(t, []string{"org", "list"}, env[:1], ""); code != 1 || !strings.Contains(stderr, "--credential-file") {
 		t.Errorf("org list without it: %d %s", code, stderr)
 	}
 
@@ -266,14 +266,14 @@ func TestR3Doors(t *testing.T) {
 func TestR3Logs(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	tokens := writeFile(t, dir, "tokens", rand.Text()+"\n")
+	tokens := writeFile(t, dir, "credentials", "one verify,operate "+rand.Text()+"\n")
 	if err := os.Chmod(tokens, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	args := append(keywardtest.ServeArgs(t, keywardtest.Options{Dir: dir}), "--log-format=text", "--log-level=debug", "--internal-token-file="+tokens)
+	args := append(keywardtest.ServeArgs(t, keywardtest.Options{Dir: dir}), "--log-format=text", "--log-level=debug", "--credentials-file="+tokens)
 	p := keywardtest.Run(t, keywardtest.Options{Dir: dir, Args: args})
 	p.WaitLog(t, `(?m)^time=\S+ level=INFO msg=ready `)
-	p.WaitLog(t, `level=WARN msg="every user of this machine can read the internal tokens`)
+	p.WaitLog(t, `level=WARN msg="every user of this machine can read the credentials`)
 	public := "http://" + p.WaitLog(t, `msg=listening listener=public address=(\S+)`)[1]
 	request(t, "GET", public+"/nothing", "", "")
 	admin := "http://" + p.WaitLog(t, `msg=listening listener=admin address=(\S+)`)[1]
@@ -346,7 +346,7 @@ func (a *authority) issue(t *testing.T, serial int64) (cert, key string) {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}))
 }
 
-// R3: KEYWARD_TLS_CERT_FILE and KEYWARD_TLS_KEY_FILE make both listeners speak TLS and are read again
+// R3: KEYWARD_TLS_CERT_FILE and KEYWARD_TLS_KEY_FILE make all listeners speak TLS and are read again
 // when they change; KEYWARD_INTERNAL_CLIENT_CA_FILE asks for a client's certificate inside.
 func TestR3TLS(t *testing.T) {
 	t.Parallel()
@@ -360,7 +360,10 @@ func TestR3TLS(t *testing.T) {
 	p := keywardtest.Start(t, keywardtest.Options{
 		Dir: dir, NotReady: true, // the helper has no certificate to ask with
 		Flags: []string{"--tls-cert-file=" + certFile, "--tls-key-file=" + keyFile},
-		Env:   []string{"KEYWARD_INTERNAL_CLIENT_CA_FILE=" + writeFile(t, dir, "clients.pem", clients.pem)},
+		Env: []string{
+			"KEYWARD_INTERNAL_CLIENT_CA_FILE=" + writeFile(t, dir, "clients.pem", clients.pem),
+			"KEYWARD_CREDENTIALS_FILE=" + writeFile(t, dir, "credentials", "ops read cert:CN=test\n"),
+		},
 	})
 	p.WaitLog(t, `"msg":"ready"`)
 	if !strings.HasPrefix(p.Public, "https://") || !strings.HasPrefix(p.Verification, "https://") || !strings.HasPrefix(p.Admin, "https://") {
@@ -413,7 +416,7 @@ func TestR3TLS(t *testing.T) {
 	cert, key = servers.issue(t, 200)
 	writeFile(t, dir, "tls.crt", cert)
 	if err := keywardtest.Poll(func() bool {
-		return serial() == 100 && len(p.Log("the TLS files changed and cannot be read; the former certificate stays")) > 0
+		return serial() == 100 && len(p.Log("changed files cannot be used; the former content stays")) > 0
 	}, p.Exited()); err != nil {
 		t.Errorf("half a renewal: %v", err)
 	}

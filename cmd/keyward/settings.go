@@ -107,6 +107,8 @@ func checkEnvironment(root *kong.Node, env []string) error {
 var replacedSettings = map[string]string{
 	"KEYWARD_INTERNAL_LISTEN": "set KEYWARD_VERIFY_LISTEN for verification" +
 		" and KEYWARD_ADMIN_LISTEN for administration",
+	"KEYWARD_INTERNAL_TOKEN_FILE": "set KEYWARD_CREDENTIALS_FILE, a file of lines" +
+		" `<name> <scope>[,<scope>] <token>`; for a command, KEYWARD_CREDENTIAL_FILE",
 }
 
 // checkFlags rejects the flags of settings that were replaced.

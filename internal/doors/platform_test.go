@@ -70,8 +70,8 @@ func newPlatform(t *testing.T) *platform {
 	t.Cleanup(p.client.CloseIdleConnections)
 	server := pgtest.NewServer(t)
 	dir := t.TempDir()
-	tokens := filepath.Join(dir, "tokens")
-	if err := os.WriteFile(tokens, []byte(p.token+"\n"), 0o600); err != nil {
+	tokens := filepath.Join(dir, "credentials")
+	if err := os.WriteFile(tokens, []byte("proxies verify,operate "+p.token+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var addresses []string
@@ -81,7 +81,7 @@ func newPlatform(t *testing.T) *platform {
 		node := keywardtest.Start(t, keywardtest.Options{
 			Dir:         dir,
 			DatabaseURL: "postgres://postgres@" + database.Address() + "/postgres?sslmode=disable",
-			Flags:       []string{"--lease=" + lease.String(), "--log-level=debug", "--extauthz-listen=127.0.0.1:0", "--internal-token-file=" + tokens},
+			Flags:       []string{"--lease=" + lease.String(), "--log-level=debug", "--extauthz-listen=127.0.0.1:0", "--credentials-file=" + tokens},
 		})
 		p.nodes = append(p.nodes, node)
 		p.envoy = append(p.envoy, p.connectEnvoy(node))

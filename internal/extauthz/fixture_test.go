@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/syncgram/keyward/internal/access"
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/seal"
 	"github.com/syncgram/keyward/internal/server"
@@ -113,10 +114,11 @@ func newFixture(t *testing.T, change ...func(*Config)) (*fixture, *refuser) {
 	v := &refuser{Verifier: verifier}
 	doors, err := server.New(server.Config{
 		Service: f.service, Authenticator: nobody{}, Verifier: v, Operations: noOperations{}, Format: f.format, Logger: logger, Metrics: f.metrics,
+		Access: access.Open(), AdminHosts: []string{"example.com"}, // the host of httptest.NewRequest
 	})
 	must(err)
 	f.verification, f.admin = doors.Verification(), doors.Admin()
-	cfg := Config{Verifier: v, Format: f.format, Metrics: f.metrics, Logger: logger}
+	cfg := Config{Verifier: v, Format: f.format, Metrics: f.metrics, Logger: logger, Access: access.Open()}
 	for _, c := range change {
 		c(&cfg)
 	}

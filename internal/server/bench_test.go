@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/syncgram/keyward/internal/access"
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/verify"
 	"github.com/syncgram/keyward/token"
@@ -26,7 +27,7 @@ func BenchmarkDoors(b *testing.B) {
 		b.Fatal(err)
 	}
 	s, err := New(Config{
-		Service: new(keys.Service), Authenticator: noKeySet{}, Verifier: constant{}, Operations: brokenOperations{}, Format: format,
+		Service: new(keys.Service), Authenticator: noKeySet{}, Verifier: constant{}, Operations: brokenOperations{}, Format: format, Access: access.Open(),
 		Logger: slog.New(slog.NewJSONHandler(io.Discard, nil)),
 	})
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/access"
 	"github.com/syncgram/keyward/internal/apitest"
 	"github.com/syncgram/keyward/internal/identity"
 	"github.com/syncgram/keyward/internal/keys"
@@ -35,6 +36,8 @@ type setup struct {
 	store    func(keys.Store) keys.Store
 	barrier  func(keys.Barrier) keys.Barrier
 	verifier func(Verifier) Verifier
+
+	credentials string // a credentials file with tokens in plain; empty = everybody may do everything
 }
 
 // fixture is the three listeners on loopback, over a database of their own in a temporary folder. Every
@@ -129,12 +132,18 @@ func newFixture(t *testing.T, change ...func(*setup)) *fixture {
 	f.service, err = keys.NewService(s.service)
 	must(err)
 	s.server.Service = f.service
+	s.server.Access = access.Open()
+	if s.credentials != "" {
+		all, err := access.Parse([]byte(s.credentials))
+		must(err)
+		s.server.Access = access.NewGate(func() access.Credentials { return all }, f.service.RecordDenied)
+		for line := range strings.Lines(s.credentials) {
+			f.hide(strings.Fields(line)[2])
+		}
+	}
 	s.server.Metrics.WatchPools(f.store.Stats)
 	f.server, err = New(s.server)
 	must(err)
-	for _, secret := range s.server.InternalTokens {
-		f.hide(secret)
-	}
 	f.public = f.listen(f.server.Public(), logger)
 	f.verification = f.listen(f.server.Verification(), logger)
 	f.admin = f.listen(f.server.Admin(), logger)

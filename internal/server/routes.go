@@ -47,6 +47,7 @@ type route struct {
 	listener string
 	method   string // GET answers HEAD as well
 	pattern  string // at most one {name} segment; everything only at the end
+	name     string // method and pattern, for the audit log; newListener sets it
 	auth     auth
 	scope    access.Scope // what the caller of a route with bearer, forwarded or oauthClient needs (O5)
 	action   keys.Action  // under which a refusal is in the audit log; routes with userToken only
@@ -130,6 +131,7 @@ func newListener(name string, table []route, m *Metrics) *listener {
 		if rt.listener != name {
 			continue
 		}
+		rt.name = rt.method + " " + rt.pattern
 		of := l.fixed
 		if strings.Contains(rt.pattern, "{") {
 			of = variable
