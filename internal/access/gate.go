@@ -72,7 +72,7 @@ func NewGate(current func() Credentials, record func(ctx context.Context, op key
 }
 
 // Admit returns the caller, or the error to answer with: 401 for one that is not known, 403 for
-// one without the scope, of which there is an audit entry then (O5).
+// one without the scope, of which there is an audit entry then (O5). That one is returned too.
 func (g *Gate) Admit(ctx context.Context, a Attempt) (Caller, error) {
 	caller, known := g.identify(a.Presented)
 	if !known {
@@ -82,9 +82,9 @@ func (g *Gate) Admit(ctx context.Context, a Attempt) (Caller, error) {
 		return caller, nil
 	}
 	if err := g.recordDenial(ctx, caller, a); err != nil {
-		return Caller{}, err
+		return caller, err
 	}
-	return Caller{}, &keys.Error{Code: api.Forbidden, Detail: "This credential does not have the scope " + a.Need.String() + ", which the route needs."}
+	return caller, &keys.Error{Code: api.Forbidden, Detail: "This credential does not have the scope " + a.Need.String() + ", which the route needs."}
 }
 
 func (g *Gate) identify(p Presented) (Caller, bool) {

@@ -192,7 +192,7 @@ func (s *Server) admit(x *exchange) error {
 		Presented: presented(x.route.auth, x.r), Need: x.route.scope,
 		Route: x.route.name, RequestID: x.requestID, Client: x,
 	})
-	if err == nil && !x.route.quiet {
+	if caller.Scopes != 0 && !x.route.quiet {
 		x.call.Operator = caller.Actor()
 	}
 	return err

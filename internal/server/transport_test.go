@@ -441,7 +441,7 @@ func TestV7LogLines(t *testing.T) {
 	f.do(ask{method: "POST", url: f.keysURL(), user: user, body: `{"key_name":"x","env":"` + k.Key + `"}`, header: http.Header{"Idempotency-Key": {idem + "2"}, "X-Request-Id": {k.Key}}})
 	f.do(ask{method: "GET", url: f.verification + "/v1/authorize?k=" + k.Key, header: http.Header{"X-Original-Uri": {"/" + k.Key}, "Cookie": {k.Key}, "User-Agent": {k.Key}}})
 
-	allowed := []string{"time", "level", "msg", "listener", "method", "route", "status", "duration_ms", "request_id", "remote", "user", "organization", "code", "reason"}
+	allowed := []string{"time", "level", "msg", "listener", "method", "route", "status", "duration_ms", "request_id", "remote", "user", "organization", "actor", "code", "reason"}
 	lines := f.logged(map[string]any{"msg": "request"})
 	if len(lines) != 13 {
 		t.Errorf("%d lines for 13 requests", len(lines))
