@@ -1,6 +1,6 @@
 // Package keyward lets a Go program accept the API keys that Keyward issues.
 //
-// A [Client] asks Keyward's internal listener whether a secret is good, and [Middleware]
+// A [Client] asks Keyward's verification listener whether a secret is good, and [Middleware]
 // puts that question in front of an HTTP handler:
 //
 //	client, err := keyward.New(keyward.Config{Addresses: []string{"http://127.0.0.1:8081"}})
@@ -59,15 +59,15 @@ const (
 )
 
 // Config says where Keyward is. Its zero value is a server on the same machine with the
-// default internal listener.
+// default verification listener.
 type Config struct {
-	// Addresses of internal listeners, as http://host:port or https://host:port. They are
+	// Addresses of verification listeners, as http://host:port or https://host:port. They are
 	// tried in this order; one that failed goes to the end of the line for five seconds.
 	// Empty means http://127.0.0.1:8081. Secrets cross this connection: beyond the own
 	// machine or a network you trust, use https.
 	Addresses []string
 
-	// Token is the bearer token of the internal listener, empty when it asks for none.
+	// Token is the token of a credential with the scope verify, empty when Keyward has none.
 	Token string
 
 	// Timeout bounds a whole Verify, every try included. Each try gets an equal share of
@@ -75,7 +75,7 @@ type Config struct {
 	Timeout time.Duration
 
 	// TLS configures https addresses: a private authority, or the client's certificate when
-	// the internal listener asks for one. It has no effect on a Transport of your own.
+	// the verification listener asks for one. It has no effect on a Transport of your own.
 	TLS *tls.Config
 
 	// HTTPClient replaces the client's own. Redirects are refused whatever it says. When its
@@ -331,9 +331,9 @@ func (r *refusal) Error() string {
 	hint := ""
 	switch {
 	case r.status == http.StatusUnauthorized || r.status == http.StatusForbidden:
-		hint = ": check Config.Token"
+		hint = ": check Config.Token and its scope"
 	case r.status == http.StatusNotFound:
-		hint = ": is this Keyward's internal listener?"
+		hint = ": is this Keyward's verification listener?"
 	case r.status/100 == 3:
 		hint = ": redirects are not followed"
 	}

@@ -179,7 +179,7 @@ func newPage(document *node) page {
 	for _, c := range info.at("x-conventions").items() {
 		p.Sections = append(p.Sections, section{ID: slug(c.text("title")), Title: c.text("title"), Description: c.text("description")})
 	}
-	p.Listeners = []listener{{Name: "public"}, {Name: "internal"}}
+	p.Listeners = []listener{{Name: "public"}, {Name: "verification"}, {Name: "admin"}}
 	for _, tag := range document.at("tags").items() {
 		for i := range p.Listeners {
 			if l := &p.Listeners[i]; l.Name == tag.text("x-listener") {

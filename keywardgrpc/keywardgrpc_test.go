@@ -116,7 +116,7 @@ func basic(user, password string) string {
 func TestV4Verdicts(t *testing.T) {
 	server := keywardtest.Start(t, keywardtest.Options{})
 	s := server.Issue(t, "")
-	client := newClient(t, keyward.Config{Addresses: []string{server.Internal}, Timeout: keywardtest.Patience})
+	client := newClient(t, keyward.Config{Addresses: []string{server.Verification}, Timeout: keywardtest.Patience})
 	const account = "x-connected-account-id"
 	for _, tc := range []struct {
 		name    string
@@ -198,7 +198,7 @@ func TestV1Undecided(t *testing.T) {
 	server := keywardtest.Start(t, keywardtest.Options{})
 	s := server.Issue(t, "")
 	var seen []string
-	client := newClient(t, keyward.Config{Addresses: []string{server.Internal}, Timeout: 300 * time.Millisecond})
+	client := newClient(t, keyward.Config{Addresses: []string{server.Verification}, Timeout: 300 * time.Millisecond})
 	p, calls := start(t, client,
 		keywardgrpc.WithObserver(func(_ context.Context, method string, v keyward.Verdict, err error) {
 			seen = append(seen, fmt.Sprint(method, " ", v.Valid, " ", errors.Is(err, keyward.ErrUndecided)))

@@ -85,7 +85,7 @@ func newCluster(b *testing.B, nodes int, announced bool, lease time.Duration) *c
 
 // metric returns the value of a metric without labels.
 func (c *cluster) metric(b *testing.B, n *keywardtest.Process, name string) string {
-	resp, err := c.client.Get(n.Internal + "/metrics")
+	resp, err := c.client.Get(n.Admin + "/metrics")
 	if err != nil {
 		b.Fatal(err)
 	}

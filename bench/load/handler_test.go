@@ -33,7 +33,7 @@ func BenchmarkHandler(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer d.store.Close()
-	keyward, _, stop, err := d.internal(context.Background(), slog.New(slog.DiscardHandler))
+	keyward, _, stop, err := d.verification(context.Background(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -73,7 +73,7 @@ func (n *names) Set(s string) error {
 
 const usage = `Usage: load [flags]
 
-Measures POST /v1/verify, GET /v1/authorize and POST /v1/introspect of the internal listener against a bare net/http
+Measures POST /v1/verify, GET /v1/authorize and POST /v1/introspect of the verification listener against a bare net/http
 server that answers the same bytes, and Envoy's ext_authz against a bare gRPC server. Everything stays on the loopback interface.
 
 Example:

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/access"
 	"github.com/syncgram/keyward/internal/extauthz"
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/server"
@@ -97,7 +98,7 @@ func floor(answers map[string]sameAnswer) http.Handler {
 	})
 }
 
-// serveKeyward is the internal listener over a database, put together as the binary does.
+// serveKeyward is the verification listener over a database, put together as the binary does.
 func serveKeyward(args []string, stdin io.Reader, stdout, stderr io.Writer) (err error) {
 	f := flag.NewFlagSet("serve-keyward", flag.ContinueOnError)
 	f.SetOutput(stderr)
@@ -117,7 +118,7 @@ func serveKeyward(args []string, stdin io.Reader, stdout, stderr io.Writer) (err
 
 	logger := slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	began := time.Now()
-	handler, check, stop, err := d.internal(ctx, logger)
+	handler, check, stop, err := d.verification(ctx, logger)
 	if err != nil {
 		return err
 	}
@@ -149,9 +150,9 @@ func startProfile(name string) (stop func() error, err error) {
 	return func() error { pprof.StopCPUProfile(); return file.Close() }, nil
 }
 
-// internal returns the internal listener's handler and the ext_authz listener once they decide from memory. stop ends what keeps that
+// verification returns the verification listener's handler and the ext_authz listener once they decide from memory. stop ends what keeps that
 // memory current.
-func (d *seeded) internal(ctx context.Context, logger *slog.Logger) (_ http.Handler, check *extauthz.Server, stop func(), err error) {
+func (d *seeded) verification(ctx context.Context, logger *slog.Logger) (_ http.Handler, check *extauthz.Server, stop func(), err error) {
 	v, err := verify.New(verify.Config{Feed: d.store, Format: d.format, Logger: logger})
 	if err != nil {
 		return nil, nil, nil, err
@@ -165,12 +166,12 @@ func (d *seeded) internal(ctx context.Context, logger *slog.Logger) (_ http.Hand
 	}
 	doors, err := server.New(server.Config{
 		Service: service, Authenticator: nobody{}, Verifier: v, Operations: operations{d.store.Engine()},
-		Format: d.format, Metrics: metrics, Logger: logger, Version: "bench",
+		Format: d.format, Access: access.Open(), Metrics: metrics, Logger: logger, Version: "bench",
 	})
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	if check, err = extauthz.New(extauthz.Config{Verifier: v, Format: d.format, Metrics: metrics, Logger: logger}); err != nil {
+	if check, err = extauthz.New(extauthz.Config{Verifier: v, Format: d.format, Access: access.Open(), Metrics: metrics, Logger: logger}); err != nil {
 		return nil, nil, nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -184,13 +185,13 @@ func (d *seeded) internal(ctx context.Context, logger *slog.Logger) (_ http.Hand
 		}
 		<-time.After(time.Millisecond)
 	}
-	return doors.Internal(), check, stop, nil
+	return doors.Verification(), check, stop, nil
 }
 
 // loadPatience is how long the keys may take to be read into memory.
 const loadPatience = 5 * time.Minute
 
-// nobody lets no user in: the load is on the internal listener.
+// nobody lets no user in: the load is on the verification listener.
 type nobody struct{}
 
 func (nobody) Authenticate(context.Context, string) (keys.Principal, error) {

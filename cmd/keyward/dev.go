@@ -26,8 +26,9 @@ type devCmd struct {
 	format
 	Dir            string        `default:"${dev_folder}" type:"path" help:"Folder for the database, the master key and the issuer." placeholder:"DIR"`
 	Listen         listenAddress `default:"127.0.0.1:8080" help:"Public listener." placeholder:"HOST:PORT"`
-	InternalListen listenAddress `default:"127.0.0.1:8081" help:"Internal listener, on loopback." placeholder:"HOST:PORT"`
-	PaymentsListen listenAddress `default:"127.0.0.1:8082" help:"The example payments API." placeholder:"HOST:PORT"`
+	VerifyListen   listenAddress `default:"127.0.0.1:8081" help:"Verification listener, on loopback." placeholder:"HOST:PORT"`
+	AdminListen    listenAddress `default:"127.0.0.1:8082" help:"Admin listener, on loopback." placeholder:"HOST:PORT"`
+	PaymentsListen listenAddress `default:"127.0.0.1:8083" help:"The example payments API." placeholder:"HOST:PORT"`
 	LogLevel       string        `enum:"debug,info,warn,error" default:"warn" help:"Least level that is logged on the standard error; warn by default." placeholder:"debug|info|warn|error"`
 }
 
@@ -53,19 +54,26 @@ const devTokenLife = 12 * time.Hour
 
 // Run serves until ctx ends.
 func (c *devCmd) Run(ctx context.Context, t *terminal) error {
-	if !c.InternalListen.loopback() {
-		return wrong("--internal-listen: must be on loopback, because dev asks for no internal token")
+	ctx, stop := untilHangup(ctx)
+	defer stop()
+	if !c.VerifyListen.loopback() {
+		return wrong("--verify-listen: must be on loopback, because dev asks for no credential")
 	}
-	for _, pair := range []struct {
-		a, b  listenAddress
-		names string
+	if !c.AdminListen.loopback() {
+		return wrong("--admin-listen: must be on loopback, because dev asks for no credential")
+	}
+	addresses := []struct {
+		flag    string
+		address listenAddress
 	}{
-		{c.Listen, c.InternalListen, "--listen and --internal-listen"},
-		{c.Listen, c.PaymentsListen, "--listen and --payments-listen"},
-		{c.InternalListen, c.PaymentsListen, "--internal-listen and --payments-listen"},
-	} {
-		if pair.a.takes(pair.b) {
-			return wrong("%s: must not be the same address", pair.names)
+		{"--listen", c.Listen}, {"--verify-listen", c.VerifyListen},
+		{"--admin-listen", c.AdminListen}, {"--payments-listen", c.PaymentsListen},
+	}
+	for i, a := range addresses {
+		for _, b := range addresses[i+1:] {
+			if a.address.takes(b.address) {
+				return wrong("%s and %s: must not be the same address", a.flag, b.flag)
+			}
 		}
 	}
 	issuer, err := prepareFolder(c.Dir)
@@ -74,9 +82,10 @@ func (c *devCmd) Run(ctx context.Context, t *terminal) error {
 	}
 	name, audience := identity.DevIssuerName, identity.DevAudience
 	settings := serveCmd{
-		Listen: c.Listen, InternalListen: c.InternalListen,
-		database:      database{DatabaseURL: "sqlite:" + filepath.Join(c.Dir, "keyward.db")},
-		MasterKeyFile: filepath.Join(c.Dir, "master.key"), Lease: duration(10 * time.Second),
+		outerListeners: outerListeners{Listen: c.Listen},
+		innerListeners: innerListeners{VerifyListen: c.VerifyListen, AdminListen: c.AdminListen},
+		database:       database{DatabaseURL: "sqlite:" + filepath.Join(c.Dir, "keyward.db")},
+		MasterKeyFile:  filepath.Join(c.Dir, "master.key"), Lease: duration(10 * time.Second),
 		JWTJWKS: issuer.Config().JWKS, JWTIssuer: &name, JWTAudience: &audience, JWTOrganizationClaim: "org_id",
 		SecretPrefix: "sk", MaxOverlap: duration(24 * time.Hour), LogFormat: "text", LogLevel: c.LogLevel,
 	}
@@ -89,7 +98,7 @@ func (c *devCmd) Run(ctx context.Context, t *terminal) error {
 	payments := new(http.ServeMux)
 	n.addHTTP("payments", string(c.PaymentsListen), server.NewHTTPServer(payments, server.Limits{}, logger), nil)
 	n.bound = func() error {
-		client, err := keyward.New(keyward.Config{Addresses: []string{baseURL(n.address("internal"))}})
+		client, err := keyward.New(keyward.Config{Addresses: []string{baseURL(n.address("verification"))}})
 		if err != nil {
 			return err
 		}
@@ -133,7 +142,7 @@ func (c *devCmd) welcome(ctx context.Context, t *terminal, n *node, issuer *iden
 		return err
 	}
 	g := greeting{
-		Folder: c.Dir, Public: baseURL(n.address("public")), Internal: baseURL(n.address("internal")), Payments: baseURL(n.address("payments")),
+		Folder: c.Dir, Public: baseURL(n.address("public")), Verification: baseURL(n.address("verification")), Admin: baseURL(n.address("admin")), Payments: baseURL(n.address("payments")),
 		User: user, Token: userToken,
 	}
 	all := "all"
@@ -188,15 +197,16 @@ func baseURL(address string) string {
 
 // greeting is what dev prints.
 type greeting struct {
-	Folder      string `json:"folder"`
-	Public      string `json:"public"`
-	Internal    string `json:"internal"`
-	Payments    string `json:"payments"`
-	User        string `json:"user"`
-	Token       string `json:"token"`
-	ActiveKeyID string `json:"active_api_key_id,omitempty"` // of org_demo, from an earlier run
-	Trouble     string `json:"trouble,omitempty"`           // why the steps fail, and the command that changes it
-	Steps       []step `json:"steps"`
+	Folder       string `json:"folder"`
+	Public       string `json:"public"`
+	Verification string `json:"verification"`
+	Admin        string `json:"admin"`
+	Payments     string `json:"payments"`
+	User         string `json:"user"`
+	Token        string `json:"token"`
+	ActiveKeyID  string `json:"active_api_key_id,omitempty"` // of org_demo, from an earlier run
+	Trouble      string `json:"trouble,omitempty"`           // why the steps fail, and the command that changes it
+	Steps        []step `json:"steps"`
 }
 
 // step is lines for a shell (POSIX sh, bash, zsh) and what they do. Pasted in order they work as
@@ -212,7 +222,7 @@ func (g *greeting) trouble(code api.Code) string {
 	if code != api.OrganizationInactive {
 		why = "is a connected account and manages no keys"
 	}
-	return demoOrganization + " " + why + "; undo that with: keyward org set " + demoOrganization + ` --name "` + demoName + `" --payments --server ` + g.Internal
+	return demoOrganization + " " + why + "; undo that with: keyward org set " + demoOrganization + ` --name "` + demoName + `" --payments --server ` + g.Admin
 }
 
 func (g *greeting) steps() []step {
@@ -241,7 +251,7 @@ func (g *greeting) steps() []step {
 		}},
 		step{"List the keys", []string{`curl -sS ` + keysURL + asUser + end}},
 		step{"Verify it, as your services do", []string{
-			`curl -sS ` + g.Internal + `/v1/verify` + isJSON + ` -d '{"key": "'$KEY'"}'` + end,
+			`curl -sS ` + g.Verification + `/v1/verify` + isJSON + ` -d '{"key": "'$KEY'"}'` + end,
 		}},
 		payment,
 		step{"Revoke it", []string{`curl -sS -X POST ` + keysURL + `/$ID/revoke` + asUser + end}},
@@ -262,7 +272,8 @@ func (g *greeting) print(t *terminal) error {
 	for _, row := range [][3]string{
 		{"Management", g.Public, "for your users' tokens"},
 		{"Docs", g.Public + "/docs", "every route, with examples"},
-		{"Verification", g.Internal, "for your services; organizations, audit and metrics too"},
+		{"Verification", g.Verification, "for your services"},
+		{"Admin", g.Admin, "for operators: organizations, audit, metrics"},
 		{"Payments", g.Payments, "an example API that accepts the keys"},
 	} {
 		fmt.Fprintf(&b, "  %s  %s  %s\n", fmt.Sprintf("%-12s", row[0]), t.paint(cyan, fmt.Sprintf("%-*s", len(g.Public)+len("/docs"), row[1])), t.paint(faint, row[2]))

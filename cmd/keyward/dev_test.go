@@ -22,7 +22,7 @@ import (
 func startDev(t *testing.T, dir string, flags ...string) *keywardtest.Process {
 	t.Helper()
 	p := keywardtest.Run(t, keywardtest.Options{Dir: dir, Args: append([]string{
-		"dev", "--listen=127.0.0.1:0", "--internal-listen=127.0.0.1:0", "--payments-listen=127.0.0.1:0",
+		"dev", "--listen=127.0.0.1:0", "--verify-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--payments-listen=127.0.0.1:0",
 	}, flags...)})
 	return p
 }
@@ -166,8 +166,8 @@ func TestR1Dev(t *testing.T) {
 	})
 
 	t.Run("organizations", func(t *testing.T) {
-		internal := regexp.MustCompile(`Verification +(\S+)`).FindStringSubmatch(p.Stdout())[1]
-		_, body := request(t, "GET", internal+"/v1/organizations", "", "")
+		admin := regexp.MustCompile(`Admin +(\S+)`).FindStringSubmatch(p.Stdout())[1]
+		_, body := request(t, "GET", admin+"/v1/organizations", "", "")
 		got := map[string]string{}
 		for _, o := range decode[api.OrganizationList](t, body).Organizations {
 			got[o.OrganizationID] = o.CurrentEnv
@@ -233,9 +233,9 @@ func TestR1DevActiveKey(t *testing.T) {
 // and its command undoes it.
 func TestR1DevOrganizationChanged(t *testing.T) {
 	dir := t.TempDir()
-	keyward := func(internal string, args ...string) {
+	keyward := func(server string, args ...string) {
 		t.Helper()
-		p := keywardtest.Run(t, keywardtest.Options{Dir: dir, Args: args, Env: []string{"KEYWARD_SERVER=" + internal}})
+		p := keywardtest.Run(t, keywardtest.Options{Dir: dir, Args: args, Env: []string{"KEYWARD_SERVER=" + server}})
 		if code := p.Wait(t); code != 0 {
 			t.Fatalf("%v: exit code %d, %s", args, code, p.Stderr())
 		}
@@ -263,7 +263,7 @@ func TestR1DevOrganizationChanged(t *testing.T) {
 				t.Errorf("before: %s", g.Trouble)
 			}
 			for _, change := range test.changes {
-				keyward(g.Internal, change...)
+				keyward(g.Admin, change...)
 			}
 			p.Stop(t)
 
@@ -284,7 +284,7 @@ func TestR1DevOrganizationChanged(t *testing.T) {
 				}
 			}
 			keyward("http://127.0.0.1:1", args...)
-			_, body := request(t, "GET", g.Internal+"/v1/organizations/"+demoOrganization, "", "")
+			_, body := request(t, "GET", g.Admin+"/v1/organizations/"+demoOrganization, "", "")
 			o := decode[api.Organization](t, body)
 			if !o.IsActive || o.ParentOrganizationID != nil || !o.PaymentsEnabled || o.Name != demoName {
 				t.Errorf("after the command: %+v", o)
@@ -304,7 +304,7 @@ func TestR1DevBusy(t *testing.T) {
 		t.Fatal(err)
 	}
 	busy := strings.TrimPrefix(g.Payments, "http://")
-	p := keywardtest.Run(t, keywardtest.Options{Args: []string{"dev", "--listen=127.0.0.1:0", "--internal-listen=127.0.0.1:0", "--payments-listen=" + busy}})
+	p := keywardtest.Run(t, keywardtest.Options{Args: []string{"dev", "--listen=127.0.0.1:0", "--verify-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--payments-listen=" + busy}})
 	if code := p.Wait(t); code != 1 || !regexp.MustCompile(`^keyward: \S+ is in use by another program: .*--payments-listen\n$`).MatchString(p.Stderr()) {
 		t.Errorf("busy port: exit code %d, %q", code, p.Stderr())
 	}
@@ -312,14 +312,14 @@ func TestR1DevBusy(t *testing.T) {
 	if code := p.Wait(t); code != 1 || !strings.Contains(p.Stderr(), "another process has this database open") || strings.Count(p.Stderr(), "\n") != 1 {
 		t.Errorf("same folder: exit code %d, %q", code, p.Stderr())
 	}
-	p = keywardtest.Run(t, keywardtest.Options{Args: []string{"dev", "--internal-listen=0.0.0.0:0"}})
+	p = keywardtest.Run(t, keywardtest.Options{Args: []string{"dev", "--admin-listen=0.0.0.0:0"}})
 	if code := p.Wait(t); code != 2 || !strings.Contains(p.Stderr(), "must be on loopback") {
-		t.Errorf("open internal listener: exit code %d, %q", code, p.Stderr())
+		t.Errorf("open admin listener: exit code %d, %q", code, p.Stderr())
 	}
 	if _, err := os.Stat(filepath.Join(p.Dir, devFolder)); err == nil {
 		t.Error("a folder was made for settings that are refused")
 	}
-	p = keywardtest.Run(t, keywardtest.Options{Args: []string{"dev", "--listen=127.0.0.1:9", "--internal-listen=127.0.0.1:0", "--payments-listen=127.0.0.1:9"}})
+	p = keywardtest.Run(t, keywardtest.Options{Args: []string{"dev", "--listen=127.0.0.1:9", "--verify-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0", "--payments-listen=127.0.0.1:9"}})
 	if code := p.Wait(t); code != 2 || p.Stderr() != "keyward: --listen and --payments-listen: must not be the same address\n" {
 		t.Errorf("one address twice: exit code %d, %q", code, p.Stderr())
 	}

@@ -2,14 +2,11 @@ package main
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"strings"
 	"time"
 
@@ -28,15 +25,16 @@ import (
 type doctorCmd struct {
 	connection
 	format
-	PublicURL     string `setting:"" name:"public-url" help:"Base URL of the public listener, to check it too." placeholder:"URL"`
-	ExtAuthz      string `setting:"" name:"extauthz-address" help:"Address of the listener for Envoy, to check it too; over TLS when --server is https." placeholder:"HOST:PORT"`
+	outerListeners
+	VerifyServer  string `setting:"" help:"Verification listener of the server; by default where --verify-listen and the TLS settings say." placeholder:"URL"`
+	PublicURL     string `setting:"" name:"public-url" help:"Base URL of the public listener. By default it is checked where --listen says, unless --server says where the server is." placeholder:"URL"`
+	ExtAuthz      string `setting:"" name:"extauthz-address" help:"Address of the listener for Envoy; by default where --extauthz-listen says. Over TLS when the verification listener is https." placeholder:"HOST:PORT"`
 	MasterKeyFile string `setting:"" type:"path" help:"A master key file to check here." placeholder:"FILE"`
-	TLSCertFile   string `setting:"" name:"tls-cert-file" type:"path" help:"A certificate (PEM) to check here." placeholder:"FILE"`
 }
 
 // Help implements kong.HelpProvider.
 func (doctorCmd) Help() string {
-	return `The server checks its database's durability settings, its clock and its master key file; the command adds what it sees from where it runs. The exit code is 1 when a check fails; a warning is none.
+	return `The server checks its database's durability settings, its clock and its master key file; the command adds what it sees from where it runs. With the server's own settings it finds the server by itself. The exit code is 1 when a check fails; a warning is none.
 
 Example:
 
@@ -50,7 +48,7 @@ const (
 	checkFail = "fail"
 )
 
-// listenerPatience bounds the check of a listener beside the internal one.
+// listenerPatience bounds the check of a listener beside the admin one.
 const listenerPatience = 10 * time.Second
 
 // Limits of a clock and of a certificate's remaining life.
@@ -65,12 +63,23 @@ func (c *doctorCmd) Run(ctx context.Context, t *terminal) error {
 	if err != nil {
 		return err
 	}
-	checks := c.remote(ctx, cl)
-	if c.PublicURL != "" {
-		checks = append(checks, c.public(ctx, cl))
+	verification, err := c.client("--verify-server (KEYWARD_VERIFY_SERVER)", c.VerifyServer, c.VerifyListen, needVerify)
+	if err != nil {
+		return err
 	}
-	if c.ExtAuthz != "" {
-		checks = append(checks, checkExtAuthz(ctx, c.ExtAuthz, cl))
+	checks := append(c.remote(ctx, cl), c.verification(ctx, verification))
+	if c.PublicURL != "" || c.Server == "" {
+		public, err := c.client("--public-url (KEYWARD_PUBLIC_URL)", c.PublicURL, c.Listen, needVerify)
+		if err != nil {
+			return err
+		}
+		public.token = func(string) string { return "" } // the credential stays inside
+		checks = append(checks, c.public(ctx, public))
+	}
+	if address, err := c.extAuthzAddress(); err != nil {
+		return err
+	} else if address != "" {
+		checks = append(checks, checkExtAuthz(ctx, address, verification))
 	}
 	if c.MasterKeyFile != "" {
 		checks = append(checks, checkMasterKeyFile(c.MasterKeyFile))
@@ -99,15 +108,15 @@ func (c *doctorCmd) Run(ctx context.Context, t *terminal) error {
 func (c *doctorCmd) remote(ctx context.Context, cl *client) []api.Check {
 	ctx, cancel := context.WithTimeout(ctx, quick)
 	defer cancel()
-	internal := api.Check{Name: "internal listener", Status: checkOK, Detail: cl.base}
+	admin := api.Check{Name: "admin listener", Status: checkOK, Detail: cl.base}
 	resp, err := cl.do(ctx, http.MethodGet, "/livez", nil)
 	if err != nil {
-		internal.Status, internal.Detail = checkFail, err.Error()
-		return []api.Check{internal}
+		admin.Status, admin.Detail = checkFail, err.Error()
+		return []api.Check{admin}
 	}
 	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<20))
 	resp.Body.Close()
-	checks := []api.Check{internal, checkClock(resp.Header.Get("Date"), time.Now())}
+	checks := []api.Check{admin, checkClock(resp.Header.Get("Date"), time.Now())}
 	var s api.Status
 	if err := cl.call(ctx, http.MethodGet, "/v1/status", nil, &s); err != nil {
 		return append(checks, api.Check{Name: "status", Status: checkFail, Detail: err.Error()})
@@ -131,17 +140,47 @@ func checkClock(date string, now time.Time) api.Check {
 	return k
 }
 
-// public checks that the public listener serves its own routes and none of the internal ones.
+// verification checks that the verification listener is ready, and is one.
+func (c *doctorCmd) verification(ctx context.Context, cl *client) api.Check {
+	ctx, cancel := context.WithTimeout(ctx, listenerPatience)
+	defer cancel()
+	k := api.Check{Name: "verification listener", Status: checkFail}
+	if err := cl.call(ctx, http.MethodGet, "/readyz", nil, nil); err != nil {
+		k.Detail = err.Error()
+		return k
+	}
+	// No credential is needed to see that the route is there, and takes another method.
+	var answered *answerError
+	if err := cl.call(ctx, http.MethodGet, "/v1/verify", nil, nil); !errors.As(err, &answered) || answered.status != http.StatusMethodNotAllowed {
+		k.Detail = "does not serve /v1/verify: it is another listener"
+		return k
+	}
+	k.Status, k.Detail = checkOK, cl.base
+	return k
+}
+
+// extAuthzAddress is where Envoy's listener is to be checked; empty = nowhere.
+func (c *doctorCmd) extAuthzAddress() (string, error) {
+	if c.ExtAuthz != "" || c.ExtAuthzListen == "" {
+		return c.ExtAuthz, nil
+	}
+	address, err := c.here(c.ExtAuthzListen)
+	if err != nil {
+		return "", wrong("--extauthz-address (KEYWARD_EXTAUTHZ_ADDRESS): %w", err)
+	}
+	_, address, _ = strings.Cut(address, "://")
+	return address, nil
+}
+
+// public checks that the public listener serves its own routes and none of the others.
 func (c *doctorCmd) public(ctx context.Context, cl *client) api.Check {
 	ctx, cancel := context.WithTimeout(ctx, listenerPatience)
 	defer cancel()
-	k := api.Check{Name: "public listener", Status: checkOK, Detail: c.PublicURL}
-	other := *cl
-	other.base, other.token = strings.TrimRight(c.PublicURL, "/"), "" // the internal token stays inside
+	k := api.Check{Name: "public listener", Status: checkOK, Detail: cl.base}
 	var document struct {
 		OpenAPI string `json:"openapi"`
 	}
-	if err := other.call(ctx, http.MethodGet, "/openapi.json", nil, &document); err != nil || document.OpenAPI == "" {
+	if err := cl.call(ctx, http.MethodGet, "/openapi.json", nil, &document); err != nil || document.OpenAPI == "" {
 		k.Status, k.Detail = checkFail, "does not serve /openapi.json"
 		if err != nil {
 			k.Detail += ": " + err.Error()
@@ -149,8 +188,8 @@ func (c *doctorCmd) public(ctx context.Context, cl *client) api.Check {
 		return k
 	}
 	var answered *answerError
-	if err := other.call(ctx, http.MethodGet, "/readyz", nil, nil); !errors.As(err, &answered) || answered.status != http.StatusNotFound {
-		k.Status, k.Detail = checkFail, "serves internal routes: it must not be the internal listener, nor may a proxy join the two"
+	if err := cl.call(ctx, http.MethodGet, "/readyz", nil, nil); !errors.As(err, &answered) || answered.status != http.StatusNotFound {
+		k.Status, k.Detail = checkFail, "serves routes of another listener: it must not be one of those, nor may a proxy join them"
 	}
 	return k
 }
@@ -181,8 +220,8 @@ func checkExtAuthz(ctx context.Context, address string, cl *client) api.Check {
 		k.Detail = "not ready"
 		return k
 	}
-	if cl.token != "" {
-		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+cl.token)
+	if token := cl.token(http.MethodPost); token != "" {
+		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
 	}
 	answer, err := authv3.NewAuthorizationClient(conn).Check(ctx, &authv3.CheckRequest{Attributes: &authv3.AttributeContext{
 		Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{Method: http.MethodGet, Path: "/"}},
@@ -216,19 +255,9 @@ func checkMasterKeyFile(path string) api.Check {
 
 func checkCertificate(path string, now time.Time) api.Check {
 	k := api.Check{Name: "certificate here", Status: checkFail}
-	data, err := os.ReadFile(path)
+	cert, err := readCertificate(path)
 	if err != nil {
 		k.Detail = err.Error()
-		return k
-	}
-	block, _ := pem.Decode(data)
-	if block == nil {
-		k.Detail = path + " holds no certificate in PEM form"
-		return k
-	}
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		k.Detail = path + ": " + err.Error()
 		return k
 	}
 	left := cert.NotAfter.Sub(now)

@@ -94,7 +94,7 @@ func TestV4TenThousandChecks(t *testing.T) {
 	if a, b := checked(t, t.Context(), conn, one.Key), checked(t, t.Context(), conn, two.Key); a != 401 || b != 200 {
 		t.Errorf("revoked %d, the other %d", a, b)
 	}
-	_, metrics := request(t, "GET", p.Internal+"/metrics", "", "")
+	_, metrics := request(t, "GET", p.Admin+"/metrics", "", "")
 	if want := fmt.Sprintf("keyward_verifications_total{door=%q,path=%q,reason=%q} %d\n", "extauthz", "memory", "valid", total-total/3+1); !strings.Contains(metrics, want) {
 		t.Errorf("the metrics lack %s", want)
 	}
@@ -133,7 +133,7 @@ func TestR5DatabaseLostBehindEnvoy(t *testing.T) {
 	if got := checked(t, t.Context(), conn, k.Key); got != 200 {
 		t.Errorf("within the lease: %d", got)
 	}
-	p.WaitStatus(t, p.Internal+"/readyz", 503)
+	p.WaitStatus(t, p.Verification+"/readyz", 503)
 	if got := checked(t, t.Context(), conn, k.Key); got != 503 {
 		t.Errorf("past the lease: %d", got)
 	}
@@ -153,18 +153,19 @@ func TestR5DatabaseLostBehindEnvoy(t *testing.T) {
 	}
 }
 
-// R3: the ext_authz listener asks for what the internal one asks for: a token in Envoy's initial_metadata, and a certificate.
+// R3, O5: the ext_authz listener asks for what the verification listener asks for: a certificate, and a credential in Envoy's
+// initial_metadata where Envoy sends one.
 func TestR3ExtAuthzListener(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	servers, clients := newAuthority(t), newAuthority(t)
 	cert, key := servers.issue(t, 100)
-	const internalToken = "token-of-the-internal-listener"
+	const token = "token-of-the-listeners"
 	p := keywardtest.Start(t, keywardtest.Options{
 		Dir: dir, NotReady: true, // the helper has no certificate to ask with
 		Flags: []string{
 			"--extauthz-listen=127.0.0.1:0", "--tls-cert-file=" + writeFile(t, dir, "tls.crt", cert), "--tls-key-file=" + writeFile(t, dir, "tls.key", key),
-			"--internal-client-ca-file=" + writeFile(t, dir, "clients.pem", clients.pem), "--internal-token-file=" + writeFile(t, dir, "tokens", internalToken+"\n"),
+			"--internal-client-ca-file=" + writeFile(t, dir, "clients.pem", clients.pem), "--credentials-file=" + writeFile(t, dir, "credentials", "envoy verify "+token+"\nann operate "+token+"-of-ann\n"),
 		},
 	})
 	p.WaitLog(t, `"msg":"ready"`)
@@ -178,28 +179,38 @@ func TestR3ExtAuthzListener(t *testing.T) {
 		}
 		return &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}}
 	}
-	authorized := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+internalToken)
+	authorized := metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token)
 	good := envoy(t, p, with(clients))
 	if got := checked(t, authorized, good, newSecret(t)); got != 401 {
 		t.Errorf("with a certificate and a token: %d", got)
 	}
-	out, err := authv3.NewAuthorizationClient(good).Check(t.Context(), checkOf(newSecret(t)))
-	if err != nil || !strings.Contains(out.GetDeniedResponse().GetBody(), "internal_token_required") {
-		t.Errorf("without a token: %v, %v", out, err)
+	for name, tt := range map[string]struct{ authorization, want string }{
+		"a certificate alone":     {"", "invalid_token"}, // the secret is looked at
+		"a wrong token":           {"Bearer " + token + "x", "internal_token_required"},
+		"a token without a scope": {"Bearer " + token + "-of-ann", "forbidden"},
+	} {
+		ctx := t.Context()
+		if tt.authorization != "" {
+			ctx = metadata.AppendToOutgoingContext(ctx, "authorization", tt.authorization)
+		}
+		out, err := authv3.NewAuthorizationClient(good).Check(ctx, checkOf(newSecret(t)))
+		if err != nil || !strings.Contains(out.GetDeniedResponse().GetBody(), `"code":"`+tt.want+`"`) {
+			t.Errorf("%s: %v, %v", name, out, err)
+		}
 	}
 	clientCert, clientKey := clients.issue(t, 1)
 	says := func(word, table string) bool {
 		return regexp.MustCompile(`(?m)^` + word + ` +listener for Envoy `).MatchString(table)
 	}
 	asks := []string{
-		"KEYWARD_SERVER=" + p.Internal, "KEYWARD_EXTAUTHZ_ADDRESS=" + p.Address(t, "extauthz"), "KEYWARD_SERVER_CA_FILE=" + writeFile(t, dir, "ca.pem", servers.pem),
+		"KEYWARD_SERVER=" + p.Admin, "KEYWARD_VERIFY_SERVER=" + p.Verification, "KEYWARD_EXTAUTHZ_ADDRESS=" + p.Address(t, "extauthz"), "KEYWARD_SERVER_CA_FILE=" + writeFile(t, dir, "ca.pem", servers.pem),
 		"KEYWARD_CLIENT_CERT_FILE=" + writeFile(t, dir, "c.crt", clientCert), "KEYWARD_CLIENT_KEY_FILE=" + writeFile(t, dir, "c.key", clientKey),
 	}
-	if code, out, _ := command(t, []string{"doctor"}, append(asks, "KEYWARD_INTERNAL_TOKEN_FILE="+dir+"/tokens"), ""); code != 0 || !says("ok", out) {
+	if code, out, _ := command(t, []string{"doctor"}, append(asks, "KEYWARD_CREDENTIALS_FILE="+dir+"/credentials"), ""); code != 0 || !says("ok", out) {
 		t.Errorf("doctor: exit code %d\n%s", code, out)
 	}
-	if code, out, _ := command(t, []string{"doctor"}, asks, ""); code != 1 || !says("fail", out) || !strings.Contains(out, "--internal-token-file") {
-		t.Errorf("doctor without a token: exit code %d\n%s", code, out)
+	if code, out, _ := command(t, []string{"doctor"}, asks, ""); code != 1 || !says("ok", out) || !strings.Contains(out, "does not have the scope read") {
+		t.Errorf("doctor with a certificate alone: exit code %d\n%s", code, out)
 	}
 	if code, out, _ := command(t, []string{"doctor"}, append(asks, "KEYWARD_EXTAUTHZ_ADDRESS="+strings.TrimPrefix(p.Public, "https://")), ""); code != 1 || !says("fail", out) || !strings.Contains(out, "no gRPC over TLS there: ") {
 		t.Errorf("doctor at another listener: exit code %d\n%s", code, out)

@@ -8,13 +8,13 @@ import (
 )
 
 type healthcheckCmd struct {
-	connection
+	verifyConnection
 	Timeout duration `default:"3s" help:"How long to wait for the answer."`
 }
 
 // Help implements kong.HelpProvider.
 func (healthcheckCmd) Help() string {
-	return `It asks /readyz. The exit code is 0 when the server is ready and 1 when it is not or cannot be reached. It needs no token.
+	return `It asks /readyz. The exit code is 0 when the server is ready and 1 when it is not or cannot be reached. It needs no credential, and with the server's own settings no flag.
 
 Example, in a container's definition:
 
@@ -23,7 +23,7 @@ Example, in a container's definition:
 
 // Run asks once.
 func (c *healthcheckCmd) Run(ctx context.Context, t *terminal) error {
-	cl, err := c.connection.open()
+	cl, err := c.verifyConnection.open()
 	if err != nil {
 		return err
 	}

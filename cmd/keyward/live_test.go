@@ -47,7 +47,7 @@ func TestR3KeySettings(t *testing.T) {
 	resp, body := request(t, "POST", p.Public+keysPath, ann, `{"key_name":"k","expires_in_days":30}`)
 	problem(t, resp, body, 403, api.OrganizationUnknown) // C4
 
-	if resp, body := request(t, "PUT", p.Internal+"/v1/organizations/org_a", "", `{}`); resp.StatusCode != 200 {
+	if resp, body := request(t, "PUT", p.Admin+"/v1/organizations/org_a", "", `{}`); resp.StatusCode != 200 {
 		t.Fatalf("put: %d %s", resp.StatusCode, body)
 	}
 	for _, body := range []string{`{"key_name":"k","expires_in_days":31}`, `{"key_name":"k"}`} { // C8
@@ -152,7 +152,7 @@ func TestR3JWT(t *testing.T) {
 	masterKey := filepath.Join(dir, "master.key")
 	keywardtest.WriteMasterKey(t, masterKey)
 	common := []string{
-		"KEYWARD_LISTEN=127.0.0.1:0", "KEYWARD_INTERNAL_LISTEN=127.0.0.1:0", "KEYWARD_MASTER_KEY_FILE=" + masterKey,
+		"KEYWARD_LISTEN=127.0.0.1:0", "KEYWARD_VERIFY_LISTEN=127.0.0.1:0", "KEYWARD_ADMIN_LISTEN=127.0.0.1:0", "KEYWARD_MASTER_KEY_FILE=" + masterKey,
 		"KEYWARD_JWT_HS256_SECRET_FILE=" + writeFile(t, dir, "secret", secret+"\n"), "KEYWARD_JWT_ORGANIZATION_CLAIM=tenant",
 	}
 	start := func(issuer, audience string) *keywardtest.Process {
@@ -213,32 +213,32 @@ func TestR3JWKSURL(t *testing.T) {
 	problem(t, resp, body, 503, api.Unavailable)
 }
 
-// R3: KEYWARD_INTERNAL_TOKEN_FILE: each of its lines opens the internal listener, nothing else does,
+// R3, O5: KEYWARD_CREDENTIALS_FILE: each of its lines opens what its scopes say, nothing else does,
 // and health needs none. KEYWARD_CORS_ORIGINS: exactly those origins.
 func TestR3Doors(t *testing.T) {
 	t.Parallel()
 	one, two := rand.Text(), rand.Text()
 	dir := t.TempDir()
-	tokens := writeFile(t, dir, "tokens", "# services\n"+one+"\n\n"+two+"\n")
+	tokens := writeFile(t, dir, "credentials", "# services\none operate "+one+"\n\ntwo read "+two+"\n")
 	p := keywardtest.Start(t, keywardtest.Options{
-		Dir: dir, Env: []string{"KEYWARD_INTERNAL_TOKEN_FILE=" + tokens},
-		Flags: []string{"--internal-listen=0.0.0.0:0", "--cors-origins=https://a.example, https://b.example:8443"},
+		Dir: dir, Env: []string{"KEYWARD_CREDENTIALS_FILE=" + tokens},
+		Flags: []string{"--admin-listen=0.0.0.0:0", "--cors-origins=https://a.example, https://b.example:8443"},
 	})
-	internal := strings.Replace(p.Internal, "0.0.0.0", "127.0.0.1", 1)
-	internal = strings.Replace(internal, "[::]", "127.0.0.1", 1)
+	admin := strings.Replace(p.Admin, "0.0.0.0", "127.0.0.1", 1)
+	admin = strings.Replace(admin, "[::]", "127.0.0.1", 1)
 	for token, want := range map[string]int{one: 200, two: 200, "": 401, rand.Text(): 401, "# services": 401} {
-		if resp, body := request(t, "GET", internal+"/v1/organizations", token, ""); resp.StatusCode != want {
+		if resp, body := request(t, "GET", admin+"/v1/organizations", token, ""); resp.StatusCode != want {
 			t.Errorf("token %.4q…: %d %s, want %d", token, resp.StatusCode, body, want)
 		}
 	}
-	if resp, _ := request(t, "GET", internal+"/readyz", "", ""); resp.StatusCode != 200 {
+	if resp, _ := request(t, "GET", admin+"/readyz", "", ""); resp.StatusCode != 200 {
 		t.Errorf("readyz without a token: %d", resp.StatusCode)
 	}
-	env := []string{"KEYWARD_SERVER=" + internal, "KEYWARD_INTERNAL_TOKEN_FILE=" + tokens}
+	env := []string{"KEYWARD_SERVER=" + admin, "KEYWARD_CREDENTIALS_FILE=" + tokens}
 	if code, out, stderr := command(t, []string{"org", "list"}, env, ""); code != 0 {
 		t.Errorf("org list with the token file: %d %s %s", code, out, stderr)
 	}
-	if code, _, stderr := command(t, []string{"org", "list"}, env[:1], ""); code != 1 || !strings.Contains(stderr, "--internal-token-file") {
+	if code, _, stderr := command(t, []string{"org", "list"}, env[:1], ""); code != 1 || !strings.Contains(stderr, "--credential-file") {
 		t.Errorf("org list without it: %d %s", code, stderr)
 	}
 
@@ -266,18 +266,18 @@ func TestR3Doors(t *testing.T) {
 func TestR3Logs(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	tokens := writeFile(t, dir, "tokens", rand.Text()+"\n")
+	tokens := writeFile(t, dir, "credentials", "one verify,operate "+rand.Text()+"\n")
 	if err := os.Chmod(tokens, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	args := append(keywardtest.ServeArgs(t, keywardtest.Options{Dir: dir}), "--log-format=text", "--log-level=debug", "--internal-token-file="+tokens)
+	args := append(keywardtest.ServeArgs(t, keywardtest.Options{Dir: dir}), "--log-format=text", "--log-level=debug", "--credentials-file="+tokens)
 	p := keywardtest.Run(t, keywardtest.Options{Dir: dir, Args: args})
 	p.WaitLog(t, `(?m)^time=\S+ level=INFO msg=ready `)
-	p.WaitLog(t, `level=WARN msg="every user of this machine can read the internal tokens`)
+	p.WaitLog(t, `level=WARN msg="every user of this machine can read the credentials`)
 	public := "http://" + p.WaitLog(t, `msg=listening listener=public address=(\S+)`)[1]
 	request(t, "GET", public+"/nothing", "", "")
-	internal := "http://" + p.WaitLog(t, `msg=listening listener=internal address=(\S+)`)[1]
-	request(t, "GET", internal+"/livez", "", "")
+	admin := "http://" + p.WaitLog(t, `msg=listening listener=admin address=(\S+)`)[1]
+	request(t, "GET", admin+"/livez", "", "")
 	p.WaitLog(t, `level=DEBUG msg=request .*route=/livez`)
 	p.Stop(t)
 
@@ -346,7 +346,7 @@ func (a *authority) issue(t *testing.T, serial int64) (cert, key string) {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}))
 }
 
-// R3: KEYWARD_TLS_CERT_FILE and KEYWARD_TLS_KEY_FILE make both listeners speak TLS and are read again
+// R3: KEYWARD_TLS_CERT_FILE and KEYWARD_TLS_KEY_FILE make all listeners speak TLS and are read again
 // when they change; KEYWARD_INTERNAL_CLIENT_CA_FILE asks for a client's certificate inside.
 func TestR3TLS(t *testing.T) {
 	t.Parallel()
@@ -360,15 +360,18 @@ func TestR3TLS(t *testing.T) {
 	p := keywardtest.Start(t, keywardtest.Options{
 		Dir: dir, NotReady: true, // the helper has no certificate to ask with
 		Flags: []string{"--tls-cert-file=" + certFile, "--tls-key-file=" + keyFile},
-		Env:   []string{"KEYWARD_INTERNAL_CLIENT_CA_FILE=" + writeFile(t, dir, "clients.pem", clients.pem)},
+		Env: []string{
+			"KEYWARD_INTERNAL_CLIENT_CA_FILE=" + writeFile(t, dir, "clients.pem", clients.pem),
+			"KEYWARD_CREDENTIALS_FILE=" + writeFile(t, dir, "credentials", "ops read cert:CN=test\n"),
+		},
 	})
 	p.WaitLog(t, `"msg":"ready"`)
-	if !strings.HasPrefix(p.Public, "https://") || !strings.HasPrefix(p.Internal, "https://") {
-		t.Fatalf("addresses %s, %s", p.Public, p.Internal)
+	if !strings.HasPrefix(p.Public, "https://") || !strings.HasPrefix(p.Verification, "https://") || !strings.HasPrefix(p.Admin, "https://") {
+		t.Fatalf("addresses %s, %s, %s", p.Public, p.Verification, p.Admin)
 	}
 
 	env := []string{
-		"KEYWARD_SERVER=" + p.Internal, "KEYWARD_SERVER_CA_FILE=" + caFile,
+		"KEYWARD_VERIFY_SERVER=" + p.Verification, "KEYWARD_SERVER=" + p.Admin, "KEYWARD_SERVER_CA_FILE=" + caFile,
 		"KEYWARD_CLIENT_CERT_FILE=" + writeFile(t, dir, "c.crt", clientCert), "KEYWARD_CLIENT_KEY_FILE=" + writeFile(t, dir, "c.key", clientKey),
 	}
 	stranger := append(append([]string{}, env...),
@@ -378,10 +381,10 @@ func TestR3TLS(t *testing.T) {
 		want int
 	}{
 		"with a certificate":       {env, 0},
-		"without one":              {env[:2], 1},
+		"without one":              {env[:3], 1},
 		"with a stranger's":        {stranger, 1},
-		"without knowing the CA":   {append([]string{env[0]}, env[2:]...), 1},
-		"in the clear, over there": {[]string{"KEYWARD_SERVER=" + strings.Replace(p.Internal, "https", "http", 1)}, 1},
+		"without knowing the CA":   {append([]string{env[0]}, env[3:]...), 1},
+		"in the clear, over there": {[]string{"KEYWARD_VERIFY_SERVER=" + strings.Replace(p.Verification, "https", "http", 1)}, 1},
 	} {
 		if code, out, stderr := command(t, []string{"healthcheck"}, tt.env, ""); code != tt.want {
 			t.Errorf("%s: exit code %d, %s %s", name, code, out, stderr)
@@ -413,7 +416,7 @@ func TestR3TLS(t *testing.T) {
 	cert, key = servers.issue(t, 200)
 	writeFile(t, dir, "tls.crt", cert)
 	if err := keywardtest.Poll(func() bool {
-		return serial() == 100 && len(p.Log("the TLS files changed and cannot be read; the former certificate stays")) > 0
+		return serial() == 100 && len(p.Log("changed files cannot be used; the former content stays")) > 0
 	}, p.Exited()); err != nil {
 		t.Errorf("half a renewal: %v", err)
 	}

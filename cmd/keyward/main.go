@@ -20,11 +20,9 @@ import (
 )
 
 func main() {
-	ending := []os.Signal{os.Interrupt, syscall.SIGTERM}
-	if !signal.Ignored(syscall.SIGHUP) { // under nohup it goes on
-		ending = append(ending, syscall.SIGHUP)
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), ending...)
+	// SIGHUP is left to the commands: serve reads its files again, dev ends, the others take the
+	// default.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // the first signal ends the work in order, the second ends the process at once
 	os.Exit(run(ctx, os.Args[1:], os.Environ(), os.Stdin, os.Stdout, os.Stderr))
 }
@@ -43,6 +41,7 @@ type commands struct {
 	Serve       serveCmd       `cmd:"" help:"Run a server."`
 	Migrate     migrateCmd     `cmd:"" help:"Bring a database's schema up to date."`
 	MasterKey   masterKeyCmd   `cmd:"" help:"Draw a master key, or move a running server to a new one."`
+	Credential  credentialCmd  `cmd:"" help:"Make credentials for the verification and the admin listener."`
 	Org         orgCmd         `cmd:"" help:"Set, get and list organizations."`
 	Verify      verifyCmd      `cmd:"" help:"Ask whether the secret on the standard input is valid."`
 	Audit       auditCmd       `cmd:"" help:"List, check and export the audit log."`
@@ -91,6 +90,9 @@ func parse(ctx context.Context, c *commands, args []string, t *terminal) (*kong.
 		panic(err) // the grammar above is wrong
 	}
 	if err := checkEnvironment(parser.Model.Node, t.env); err != nil {
+		return nil, err
+	}
+	if err := checkFlags(args); err != nil {
 		return nil, err
 	}
 	if len(args) == 0 {

@@ -19,7 +19,7 @@ func TestV4MiddlewareVerdicts(t *testing.T) {
 	server := keywardtest.Start(t, keywardtest.Options{})
 	s := server.Issue(t, "")
 	newClient := func(timeout time.Duration) *keyward.Client {
-		c, err := keyward.New(keyward.Config{Addresses: []string{server.Internal}, Timeout: timeout})
+		c, err := keyward.New(keyward.Config{Addresses: []string{server.Verification}, Timeout: timeout})
 		if err != nil {
 			t.Fatal(err)
 		}

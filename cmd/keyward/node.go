@@ -14,10 +14,13 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/syncgram/keyward/internal/access"
+	"github.com/syncgram/keyward/internal/door"
 	"github.com/syncgram/keyward/internal/extauthz"
 	"github.com/syncgram/keyward/internal/identity"
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/probe"
+	"github.com/syncgram/keyward/internal/reload"
 	"github.com/syncgram/keyward/internal/seal"
 	"github.com/syncgram/keyward/internal/server"
 	"github.com/syncgram/keyward/internal/sqlstore"
@@ -27,17 +30,22 @@ import (
 
 // nodeConfig is what a node is made of, every value checked.
 type nodeConfig struct {
-	listen, internalListen string
-	extAuthzListen         string          // empty = no such listener
-	tls                    server.TLSFiles // Cert empty = no TLS; ClientCA concerns all listeners but the public one
-	corsOrigins            []string
-	internalTokens         []string
+	listen, verifyListen, adminListen string
+
+	extAuthzListen string          // empty = no such listener
+	tls            server.TLSFiles // Cert empty = no TLS; ClientCA concerns all listeners but the public one
+	corsOrigins    []string
+
+	credentials func() access.Credentials // asked at each use of a listener; nil = everybody may do everything
+	adminHosts  []string
+	clients     door.Clients
+	files       *reload.Files // that are read again when they change
 
 	database      sqlstore.Options
 	masterKeyFile string
 	ring          *seal.Ring
 	lease         time.Duration
-	advertise     string // where other nodes reach the internal listener; empty = where it listens
+	advertise     string // where other nodes reach the verification listener; empty = where it listens
 
 	probeEvery time.Duration  // 0 = no prober
 	probeRoots *x509.CertPool // of the other nodes' certificates; nil = the system's
@@ -116,11 +124,15 @@ func newNode(cfg nodeConfig) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
+	gate := access.Open()
+	if cfg.credentials != nil {
+		gate = access.NewGate(cfg.credentials, n.service.RecordDenied)
+	}
 	budget := max(leastBudget, 2*cfg.lease)
 	doors, err := server.New(server.Config{
 		Service: n.service, Authenticator: cfg.authenticator, Verifier: n.verifier,
 		Operations: &operations{db: n.db, verifier: n.verifier, ring: cfg.ring, masterKeyFile: cfg.masterKeyFile, logger: cfg.logger},
-		Format:     cfg.format, InternalTokens: cfg.internalTokens, CORSOrigins: cfg.corsOrigins,
+		Format:     cfg.format, Access: gate, AdminHosts: cfg.adminHosts, Clients: cfg.clients, CORSOrigins: cfg.corsOrigins,
 		Metrics: n.metrics, Logger: cfg.logger, Version: buildVersion(), Budget: budget,
 	})
 	if err != nil { // the origins are the one thing that was not checked before
@@ -128,43 +140,44 @@ func newNode(cfg nodeConfig) (*node, error) {
 	}
 	n.metrics.WatchPools(n.db.stats)
 
-	publicTLS, internalTLS, err := tlsConfigs(cfg.tls, cfg.logger)
+	publicTLS, innerTLS, err := tlsConfigs(cfg.tls, cfg.files)
 	if err != nil {
 		return nil, wrong("--tls-cert-file (KEYWARD_TLS_CERT_FILE): %w", err)
 	}
 	if cfg.probeEvery > 0 && n.db.engine() == sqlstore.Postgres {
-		if err := n.addProber(internalTLS, budget); err != nil {
+		if err := n.addProber(innerTLS, budget); err != nil {
 			return nil, err
 		}
 	}
 	limits := server.Limits{Write: budget + drainTime}
 	n.addHTTP("public", cfg.listen, server.NewHTTPServer(doors.Public(), limits, cfg.logger), publicTLS)
-	n.addHTTP("internal", cfg.internalListen, server.NewHTTPServer(doors.Internal(), limits, cfg.logger), internalTLS)
+	n.addHTTP("verification", cfg.verifyListen, server.NewHTTPServer(doors.Verification(), limits, cfg.logger), innerTLS)
+	n.addHTTP("admin", cfg.adminListen, server.NewHTTPServer(doors.Admin(), limits, cfg.logger), innerTLS)
 	if cfg.extAuthzListen != "" {
 		envoy, err := extauthz.New(extauthz.Config{
 			Verifier: n.verifier, Format: cfg.format, Metrics: n.metrics,
-			InternalTokens: cfg.internalTokens, TLS: internalTLS, Logger: cfg.logger,
+			Access: gate, Clients: cfg.clients, TLS: innerTLS, Logger: cfg.logger,
 		})
 		if err != nil {
 			return nil, err
 		}
-		n.listeners = append(n.listeners, &listener{name: "extauthz", address: cfg.extAuthzListen, door: envoy, tls: internalTLS != nil})
+		n.listeners = append(n.listeners, &listener{name: "extauthz", address: cfg.extAuthzListen, door: envoy, tls: innerTLS != nil})
 	}
 	return n, nil
 }
 
 // addProber makes the prober, which asks the other nodes as their equal: with the same token and, where there is TLS, with
 // this node's own certificate.
-func (n *node) addProber(internalTLS *tls.Config, budget time.Duration) (err error) {
+func (n *node) addProber(innerTLS *tls.Config, budget time.Duration) (err error) {
 	cfg := probe.Config{Service: n.service, Nodes: n.db.nodes, Every: n.cfg.probeEvery, Budget: budget, Logger: n.cfg.logger}
-	if len(n.cfg.internalTokens) > 0 {
-		cfg.Token = n.cfg.internalTokens[0]
+	if n.cfg.credentials != nil {
+		cfg.Token = n.cfg.credentials().Plain(access.Verify)
 	}
-	if internalTLS != nil {
+	if innerTLS != nil {
 		cfg.TLS = &tls.Config{
 			MinVersion: tls.VersionTLS12, RootCAs: n.cfg.probeRoots,
 			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-				now, err := internalTLS.GetConfigForClient(nil) // as it was read last
+				now, err := innerTLS.GetConfigForClient(nil) // as it was read last
 				if err != nil {
 					return nil, err
 				}
@@ -184,7 +197,7 @@ func (n *node) advertised() string {
 	if n.cfg.advertise != "" {
 		return n.cfg.advertise
 	}
-	address := n.address("internal")
+	address := n.address("verification")
 	host, port, err := net.SplitHostPort(address)
 	if ip := net.ParseIP(host); err != nil || ip == nil || !ip.IsUnspecified() {
 		return address
@@ -205,16 +218,16 @@ func (n *node) addHTTP(name, address string, s server.HTTPServer, config *tls.Co
 }
 
 // tlsConfigs returns nothing when there is no certificate.
-func tlsConfigs(files server.TLSFiles, logger *slog.Logger) (public, internal *tls.Config, err error) {
+func tlsConfigs(files server.TLSFiles, watched *reload.Files) (public, inner *tls.Config, err error) {
 	if files.Cert == "" {
 		return nil, nil, nil
 	}
-	if internal, err = server.TLSConfig(files, logger); err != nil {
+	if inner, err = server.TLSConfig(files, watched); err != nil {
 		return nil, nil, err
 	}
 	files.ClientCA = "" // users have none
-	public, err = server.TLSConfig(files, logger)
-	return public, internal, err
+	public, err = server.TLSConfig(files, watched)
+	return public, inner, err
 }
 
 // address returns where a listener can be reached. The node must be running.
@@ -306,8 +319,11 @@ func (n *node) listen() error {
 
 // flag is the flag that sets the listener's address.
 func (l *listener) flag() string {
-	if l.name == "public" {
+	switch l.name {
+	case "public":
 		return "listen"
+	case "verification":
+		return "verify-listen"
 	}
 	return l.name + "-listen"
 }

@@ -77,7 +77,7 @@ func (o *operations) Rotate(ctx context.Context, op keys.Operator) (api.Reseal, 
 		return api.Reseal{}, err
 	}
 	err = s.Record(ctx, keys.AuditEntry{
-		At: now, Actor: "operator", Action: keys.ActReseal, Outcome: keys.Done,
+		At: now, Actor: op.AuditActor(), Action: keys.ActReseal, Outcome: keys.Done,
 		Detail:        fmt.Sprintf("master_key=%s rows=%d audit_entries=%d left=%d", answer.MasterKeyID, answer.RowsResealed, answer.AuditResealed, r.Left),
 		RemoteAddress: op.RemoteAddress, RequestID: op.RequestID,
 	})

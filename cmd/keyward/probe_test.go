@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"regexp"
 	"strconv"
-	"strings"
 	"testing"
 
 	"github.com/syncgram/keyward/internal/keywardtest"
@@ -21,11 +20,10 @@ func TestC23NodesProbeEachOther(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
-			const internalToken = "a token of the internal listener"
 			o := keywardtest.Options{Dir: dir, DatabaseURL: pgtest.URL(t), NotReady: true, Flags: []string{"--probe-every=5s"}}
 			client := http.DefaultClient
-			bearer := strings.ReplaceAll(internalToken, " ", "-")
-			o.Flags = append(o.Flags, "--internal-token-file="+writeFile(t, dir, "tokens", bearer+"\n"))
+			const bearer = "a-token-of-every-node"
+			o.Flags = append(o.Flags, "--credentials-file="+writeFile(t, dir, "credentials", "nodes verify,read "+bearer+"\n"))
 			if secured {
 				a := newAuthority(t)
 				cert, key := a.issue(t, 7)
@@ -47,7 +45,7 @@ func TestC23NodesProbeEachOther(t *testing.T) {
 			figure := func(line string) (sum float64) {
 				t.Helper()
 				for _, p := range nodes {
-					r, err := http.NewRequest(http.MethodGet, p.Internal+"/metrics", nil)
+					r, err := http.NewRequest(http.MethodGet, p.Admin+"/metrics", nil)
 					if err != nil {
 						t.Fatal(err)
 					}

@@ -2,15 +2,16 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"log/slog"
+	"os/signal"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/syncgram/keyward/internal/access"
 	"github.com/syncgram/keyward/internal/identity"
+	"github.com/syncgram/keyward/internal/reload"
 	"github.com/syncgram/keyward/internal/seal"
 	"github.com/syncgram/keyward/internal/sqlstore"
 	"github.com/syncgram/keyward/token"
@@ -36,23 +37,18 @@ func (d *database) check() error {
 // serveCmd is every setting of a server (R3). The names are those of the flags, with KEYWARD_
 // before them in the environment.
 type serveCmd struct {
-	Listen         listenAddress `setting:"" default:"127.0.0.1:8080" group:"Listeners:" help:"Public listener: the management API, /openapi.json and /docs." placeholder:"HOST:PORT"`
-	InternalListen listenAddress `setting:"" default:"127.0.0.1:8081" group:"Listeners:" help:"Internal listener: verification, organizations, audit, health and metrics." placeholder:"HOST:PORT"`
-	ExtAuthzListen listenAddress `setting:"" name:"extauthz-listen" group:"Listeners:" help:"Listener for Envoy: ext_authz and health over gRPC. Off by default. Tokens and TLS as for the internal listener." placeholder:"HOST:PORT"`
-	CORSOrigins    []string      `setting:"" name:"cors-origins" group:"Listeners:" help:"Exact origins, separated by commas, whose pages may call the management API. None by default." placeholder:"ORIGIN"`
-
-	InternalTokenFile    string `setting:"" type:"path" group:"Listeners:" help:"Bearer tokens of the internal and the ext_authz listener, one a line, at least 16 characters each. Required unless they listen on loopback." placeholder:"FILE"`
-	TLSCertFile          string `setting:"" name:"tls-cert-file" type:"path" group:"Listeners:" help:"Certificate chain (PEM) for all listeners; read again when it changes. Off by default." placeholder:"FILE"`
-	TLSKeyFile           string `setting:"" name:"tls-key-file" type:"path" group:"Listeners:" help:"Key of the certificate (PEM)." placeholder:"FILE"`
-	InternalClientCAFile string `setting:"" name:"internal-client-ca-file" type:"path" group:"Listeners:" help:"Serve the internal and the ext_authz listener only to clients with a certificate of these authorities (PEM)." placeholder:"FILE"`
+	outerListeners
+	innerListeners
+	callers
+	CORSOrigins []string `setting:"" name:"cors-origins" group:"Listeners:" help:"Exact origins, separated by commas, whose pages may call the management API. None by default." placeholder:"ORIGIN"`
 
 	database      `group:"Data:"`
 	MasterKeyFile string   `setting:"" type:"path" group:"Data:" help:"Required. Lines <id>:<base64 of 32 bytes>, the first current, the others retired; nobody but the owner may read it." placeholder:"FILE"`
 	Lease         duration `setting:"" default:"10s" group:"Data:" help:"How long verification rides out a database that is away, 1s to 5m. A write waits 1.25 times as long for a node that died." placeholder:"DURATION"`
 
 	ProbeEvery  duration         `setting:"" default:"1m" group:"Many nodes:" help:"Time between two probes: one node in turn mints a key of its own, ends it, and asks every node about it before and after. At least 5s; 0s is off. With SQLite there is one node, and no prober." placeholder:"DURATION"`
-	Advertise   advertiseAddress `setting:"" group:"Many nodes:" help:"Where the other nodes reach this node's internal listener. By default where it listens, under this machine's name if that is every address." placeholder:"HOST:PORT"`
-	ProbeCAFile string           `setting:"" name:"probe-ca-file" type:"path" group:"Many nodes:" help:"Certificate authorities (PEM) of the nodes' internal listeners, besides the system's, for the prober." placeholder:"FILE"`
+	Advertise   advertiseAddress `setting:"" group:"Many nodes:" help:"Where the other nodes reach this node's verification listener. By default where it listens, under this machine's name if that is every address." placeholder:"HOST:PORT"`
+	ProbeCAFile string           `setting:"" name:"probe-ca-file" type:"path" group:"Many nodes:" help:"Certificate authorities (PEM) of the nodes' verification listeners, besides the system's, for the prober." placeholder:"FILE"`
 
 	JWTJWKS              string   `setting:"" name:"jwt-jwks" type:"string" group:"Users' tokens:" help:"The issuer's keys: an https URL, an http URL on loopback, or a file. Either this or an HS256 secret is required." placeholder:"URL|FILE"`
 	JWTHS256SecretFile   string   `setting:"" name:"jwt-hs256-secret-file" type:"path" group:"Users' tokens:" help:"Shared HS256 secret: the file without a final newline, at least 32 bytes." placeholder:"FILE"`
@@ -89,6 +85,8 @@ const leastProbe = 5 * time.Second
 
 // Run serves until ctx ends.
 func (c *serveCmd) Run(ctx context.Context, t *terminal) error {
+	hangups := catchHangups() // before anything can fail or take time: SIGHUP ends no server
+	defer signal.Stop(hangups)
 	logger := c.logger(t.err)
 	n, err := c.node(ctx, logger)
 	if err != nil {
@@ -98,6 +96,7 @@ func (c *serveCmd) Run(ctx context.Context, t *terminal) error {
 	notifier := newNotifier(t.env)
 	defer notifier.close()
 	n.notify = notifier.send
+	defer n.rereadOn(hangups)()
 	return n.run(ctx)
 }
 
@@ -118,15 +117,10 @@ func (c *serveCmd) check() error {
 	if err := c.database.check(); err != nil {
 		return err
 	}
+	if err := c.innerListeners.check(&c.outerListeners); err != nil {
+		return err
+	}
 	switch {
-	case c.Listen == "":
-		return wrong("--listen (KEYWARD_LISTEN): must be host:port")
-	case c.InternalListen == "":
-		return wrong("--internal-listen (KEYWARD_INTERNAL_LISTEN): must be host:port")
-	case c.Listen.takes(c.InternalListen):
-		return wrong("--listen (KEYWARD_LISTEN) and --internal-listen (KEYWARD_INTERNAL_LISTEN): must not be the same address")
-	case c.ExtAuthzListen != "" && (c.Listen.takes(c.ExtAuthzListen) || c.InternalListen.takes(c.ExtAuthzListen)):
-		return wrong("--extauthz-listen (KEYWARD_EXTAUTHZ_LISTEN): must not be the address of another listener")
 	case c.MasterKeyFile == "":
 		return wrong("--master-key-file (KEYWARD_MASTER_KEY_FILE) is required; make one with `keyward master-key new --file master.key`")
 	case (c.JWTJWKS == "") == (c.JWTHS256SecretFile == ""):
@@ -141,14 +135,6 @@ func (c *serveCmd) check() error {
 		return wrong("--jwt-role-claim (KEYWARD_JWT_ROLE_CLAIM) goes with --jwt-roles (KEYWARD_JWT_ROLES)")
 	case slices.Contains(c.JWTRoles, ""):
 		return wrong("--jwt-roles (KEYWARD_JWT_ROLES): a role must not be empty")
-	case (c.TLSCertFile == "") != (c.TLSKeyFile == ""):
-		return wrong("--tls-cert-file (KEYWARD_TLS_CERT_FILE) goes with --tls-key-file (KEYWARD_TLS_KEY_FILE)")
-	case c.InternalClientCAFile != "" && c.TLSCertFile == "":
-		return wrong("--internal-client-ca-file (KEYWARD_INTERNAL_CLIENT_CA_FILE) needs --tls-cert-file (KEYWARD_TLS_CERT_FILE)")
-	case c.InternalTokenFile == "" && !c.InternalListen.loopback():
-		return wrong("--internal-token-file (KEYWARD_INTERNAL_TOKEN_FILE) is required unless --internal-listen (KEYWARD_INTERNAL_LISTEN) is on loopback")
-	case c.InternalTokenFile == "" && c.ExtAuthzListen != "" && !c.ExtAuthzListen.loopback():
-		return wrong("--internal-token-file (KEYWARD_INTERNAL_TOKEN_FILE) is required unless --extauthz-listen (KEYWARD_EXTAUTHZ_LISTEN) is on loopback")
 	case c.MaxExpiresInDays < 0 || c.MaxExpiresInDays > 36500:
 		return wrong("--max-expires-in-days (KEYWARD_MAX_EXPIRES_IN_DAYS): must be 0 (no maximum) to 36500")
 	case time.Duration(c.Lease) < time.Second || time.Duration(c.Lease) > longestLease:
@@ -168,12 +154,12 @@ func (c *serveCmd) node(ctx context.Context, logger *slog.Logger) (*node, error)
 		return nil, err
 	}
 	cfg := nodeConfig{
-		listen: string(c.Listen), internalListen: string(c.InternalListen), extAuthzListen: string(c.ExtAuthzListen),
+		listen: string(c.Listen), verifyListen: string(c.VerifyListen), adminListen: string(c.AdminListen), extAuthzListen: string(c.ExtAuthzListen),
 		database: c.database.options(), masterKeyFile: c.MasterKeyFile,
 		requiredRoles: c.JWTRoles, requireRegistered: c.RequireRegisteredOrganizations,
 		maxExpiresInDays: c.MaxExpiresInDays, maxOverlap: time.Duration(c.MaxOverlap), lease: time.Duration(c.Lease),
 		advertise: string(c.Advertise), probeEvery: time.Duration(c.ProbeEvery),
-		logger: logger,
+		files: reload.New(logger), logger: logger,
 	}
 	cfg.tls.Cert, cfg.tls.Key, cfg.tls.ClientCA = c.TLSCertFile, c.TLSKeyFile, c.InternalClientCAFile
 	if cfg.maxOverlap == 0 {
@@ -192,8 +178,8 @@ func (c *serveCmd) node(ctx context.Context, logger *slog.Logger) (*node, error)
 	if cfg.ring, err = seal.Load(c.MasterKeyFile); err != nil {
 		return nil, wrong("--master-key-file (KEYWARD_MASTER_KEY_FILE): %w", err)
 	}
-	if cfg.internalTokens, err = c.internalTokens(logger); err != nil {
-		return nil, wrong("--internal-token-file (KEYWARD_INTERNAL_TOKEN_FILE): %w", err)
+	if err := c.setAccess(&cfg); err != nil {
+		return nil, err
 	}
 	if cfg.authenticator, err = c.authenticator(ctx, logger); err != nil {
 		return nil, err
@@ -206,27 +192,26 @@ func (c *serveCmd) node(ctx context.Context, logger *slog.Logger) (*node, error)
 	return n, nil
 }
 
-func (c *serveCmd) internalTokens(logger *slog.Logger) ([]string, error) {
-	if c.InternalTokenFile == "" {
-		return nil, nil
+// setAccess sets who may use the listeners, and how it is found out who that is.
+func (c *serveCmd) setAccess(cfg *nodeConfig) (err error) {
+	if cfg.clients, err = c.callers.clients(); err != nil {
+		return err
 	}
-	data, exposed, err := readSecretFile(c.InternalTokenFile)
-	if err != nil {
-		return nil, err
+	if cfg.adminHosts, err = c.callers.hosts(); err != nil {
+		return err
 	}
-	tokens := secretLines(data)
-	if len(tokens) == 0 {
-		return nil, errors.New("the file holds no token")
+	if cfg.credentials, err = c.watchCredentials(cfg.files); err != nil || cfg.credentials == nil {
+		return err
 	}
-	for i, t := range tokens {
-		if strings.ContainsFunc(t, func(r rune) bool { return r <= ' ' || r > '~' }) || len(t) < 16 {
-			return nil, fmt.Errorf("token %d must be at least 16 printable characters without spaces", i+1)
+	if !cfg.credentials().Any(access.Operate) {
+		cfg.logger.Warn("no credential has the scope operate: nothing can be administered", "file", c.CredentialsFile)
+	}
+	if c.CredentialsFile != "" {
+		if _, exposed, err := c.innerListeners.credentials(); err == nil && exposed {
+			cfg.logger.Warn("every user of this machine can read the credentials: chmod 640 the file", "file", c.CredentialsFile)
 		}
 	}
-	if exposed {
-		logger.Warn("every user of this machine can read the internal tokens: chmod 640 the file", "file", c.InternalTokenFile)
-	}
-	return tokens, nil
+	return nil
 }
 
 func (c *serveCmd) authenticator(ctx context.Context, logger *slog.Logger) (*identity.Authenticator, error) {

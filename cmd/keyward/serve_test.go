@@ -56,9 +56,9 @@ func unavailable(t *testing.T, p *keywardtest.Process, secret string) {
 	if resp.Header.Get("Retry-After") == "" || resp.Header.Get("X-Request-Id") == "" {
 		t.Errorf("create: headers %v", resp.Header)
 	}
-	resp, body = request(t, "POST", p.Internal+"/v1/verify", "", `{"key":"`+secret+`"}`)
+	resp, body = request(t, "POST", p.Verification+"/v1/verify", "", `{"key":"`+secret+`"}`)
 	problem(t, resp, body, 503, api.Unavailable)
-	if resp, _ := request(t, "GET", p.Internal+"/livez", "", ""); resp.StatusCode != 200 {
+	if resp, _ := request(t, "GET", p.Verification+"/livez", "", ""); resp.StatusCode != 200 {
 		t.Errorf("livez: %d: the process is to be kept", resp.StatusCode)
 	}
 }
@@ -71,7 +71,7 @@ func TestR5DatabaseAwayAtStart(t *testing.T) {
 	db.Stop(t)
 	p := keywardtest.Start(t, keywardtest.Options{DatabaseURL: db.URL(), NotReady: true})
 	p.WaitLog(t, "waiting for the database; not ready until it answers")
-	p.WaitStatus(t, p.Internal+"/readyz", 503)
+	p.WaitStatus(t, p.Verification+"/readyz", 503)
 	unavailable(t, p, newSecret(t))
 
 	db.Restart(t)
@@ -115,8 +115,8 @@ func TestR5DatabaseLost(t *testing.T) {
 			if v := verdict(t, p, k.Key); !v.Valid {
 				t.Errorf("within the lease: %+v", v)
 			}
-			p.WaitStatus(t, p.Internal+"/readyz", 503)
-			resp, body := request(t, "POST", p.Internal+"/v1/verify", "", `{"key":"`+k.Key+`"}`)
+			p.WaitStatus(t, p.Verification+"/readyz", 503)
+			resp, body := request(t, "POST", p.Verification+"/v1/verify", "", `{"key":"`+k.Key+`"}`)
 			problem(t, resp, body, 503, api.Unavailable)
 			p.WaitLog(t, `"msg":"not ready"`)
 
@@ -204,16 +204,15 @@ func TestR5WrongMasterKey(t *testing.T) {
 }
 
 // R5, C20: SIGTERM lets what runs finish, accepts no more, writes last_used_at, gives the lease back
-// and ends with 0, on both databases. So does SIGHUP, which a closed terminal sends.
+// and ends with 0, on both databases.
 func TestR5Stop(t *testing.T) {
 	sqlite := func(*testing.T) string { return "" }
 	for name, test := range map[string]struct {
 		url    func(*testing.T) string
 		signal syscall.Signal
 	}{
-		"sqlite":          {sqlite, syscall.SIGTERM},
-		"sqlite, hung up": {sqlite, syscall.SIGHUP},
-		"postgres":        {func(t *testing.T) string { return pgtest.URL(t) }, syscall.SIGTERM},
+		"sqlite":   {sqlite, syscall.SIGTERM},
+		"postgres": {func(t *testing.T) string { return pgtest.URL(t) }, syscall.SIGTERM},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -53,10 +53,10 @@ func create(t testing.TB, p *keywardtest.Process, user, organization string) api
 	return decode[api.IssuedKey](t, body)
 }
 
-// verdict asks the internal listener about a secret.
+// verdict asks the verification listener about a secret.
 func verdict(t testing.TB, p *keywardtest.Process, secret string) api.Verdict {
 	t.Helper()
-	resp, body := request(t, "POST", p.Internal+"/v1/verify", "", `{"key":"`+secret+`"}`)
+	resp, body := request(t, "POST", p.Verification+"/v1/verify", "", `{"key":"`+secret+`"}`)
 	if resp.StatusCode != http.StatusOK {
 		t.Fatalf("verify: %d %s", resp.StatusCode, body)
 	}
@@ -94,7 +94,8 @@ func TestR4ServerScripts(t *testing.T) {
 				Files:               []string{"testdata/server/" + f.Name()},
 				RequireExplicitExec: true,
 				Setup: func(e *testscript.Env) error {
-					e.Setenv("KEYWARD_SERVER", p.Internal)
+					e.Setenv("KEYWARD_SERVER", p.Admin)
+					e.Setenv("KEYWARD_VERIFY_SERVER", p.Verification)
 					e.Setenv("PUBLIC", p.Public)
 					e.Setenv("FOLDER", p.Dir)
 					return nil

@@ -92,10 +92,33 @@ func checkEnvironment(root *kong.Node, env []string) error {
 			strings.HasPrefix(name, testPrefix) || serviceLinks.MatchString(name) {
 			continue
 		}
+		if now, replaced := replacedSettings[name]; replaced {
+			return wrong("the environment variable %s is gone: %s", name, now)
+		}
 		if len(name) > 64 {
 			name = name[:64] + "…"
 		}
 		return wrong("the environment variable %q is not a setting; `keyward serve --help` lists them", name)
+	}
+	return nil
+}
+
+// replacedSettings are settings of earlier versions, with what replaced them.
+var replacedSettings = map[string]string{
+	"KEYWARD_INTERNAL_LISTEN": "set KEYWARD_VERIFY_LISTEN for verification" +
+		" and KEYWARD_ADMIN_LISTEN for administration",
+	"KEYWARD_INTERNAL_TOKEN_FILE": "set KEYWARD_CREDENTIALS_FILE, a file of lines" +
+		" `<name> <scope>[,<scope>] <token>`; for a command, KEYWARD_CREDENTIAL_FILE",
+}
+
+// checkFlags rejects the flags of settings that were replaced.
+func checkFlags(args []string) error {
+	for _, arg := range args {
+		flag, _, _ := strings.Cut(arg, "=")
+		name := environmentPrefix + strings.ToUpper(strings.ReplaceAll(strings.TrimPrefix(flag, "--"), "-", "_"))
+		if now, replaced := replacedSettings[name]; replaced && strings.HasPrefix(flag, "--") {
+			return wrong("%s (%s) is gone: %s", flag, name, now)
+		}
 	}
 	return nil
 }

@@ -34,7 +34,7 @@ func edit(t *testing.T, p *keywardtest.Process, statement string, arguments ...a
 // checkNamed returns one of the server's checks.
 func checkNamed(t *testing.T, p *keywardtest.Process, name string) api.Check {
 	t.Helper()
-	_, body := request(t, "GET", p.Internal+"/v1/status", "", "")
+	_, body := request(t, "GET", p.Admin+"/v1/status", "", "")
 	for _, c := range decode[api.Status](t, body).Checks {
 		if c.Name == name {
 			return c
@@ -47,7 +47,7 @@ func checkNamed(t *testing.T, p *keywardtest.Process, name string) api.Check {
 // doctor runs that command against the server.
 func doctor(t *testing.T, p *keywardtest.Process) (code int, out string) {
 	t.Helper()
-	code, out, _ = command(t, []string{"doctor"}, []string{"KEYWARD_SERVER=" + p.Internal}, "")
+	code, out, _ = command(t, []string{"doctor"}, []string{"KEYWARD_SERVER=" + p.Admin, "KEYWARD_VERIFY_SERVER=" + p.Verification}, "")
 	return code, out
 }
 
@@ -56,7 +56,7 @@ func doctor(t *testing.T, p *keywardtest.Process) (code int, out string) {
 func TestP5ChangedRowIsRefusedOnceRead(t *testing.T) {
 	for name, test := range map[string]struct {
 		statement string
-		read      string // on the internal listener; empty = the user's list of keys
+		read      string // on the admin listener; empty = the user's list of keys
 	}{
 		"key":          {`UPDATE keys SET expires_at = 0, name = 'x' WHERE organization_id = 'org_a'`, ""},
 		"organization": {`UPDATE organizations SET name = 'x' WHERE id = 'org_a'`, "/v1/organizations/org_a"},
@@ -64,7 +64,7 @@ func TestP5ChangedRowIsRefusedOnceRead(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			p := keywardtest.Start(t, keywardtest.Options{})
-			if resp, body := request(t, "PUT", p.Internal+"/v1/organizations/org_a", "", `{"payments_enabled":true}`); resp.StatusCode/100 != 2 {
+			if resp, body := request(t, "PUT", p.Admin+"/v1/organizations/org_a", "", `{"payments_enabled":true}`); resp.StatusCode/100 != 2 {
 				t.Fatalf("%d %s", resp.StatusCode, body)
 			}
 			k := create(t, p, "ann", "org_a")
@@ -80,7 +80,7 @@ func TestP5ChangedRowIsRefusedOnceRead(t *testing.T) {
 
 			edit(t, p, test.statement)
 			if test.read != "" {
-				request(t, "GET", p.Internal+test.read, "", "")
+				request(t, "GET", p.Admin+test.read, "", "")
 			} else {
 				request(t, "GET", p.Public+keysPath, p.Token(t, "ann", "org_a"), "")
 			}

@@ -14,7 +14,7 @@ import (
 )
 
 type verifyCmd struct {
-	connection
+	verifyConnection
 	format
 	Env              string   `enum:"any,live,test" default:"any" help:"Refuse a key of the other environment." placeholder:"live|test"`
 	ConnectedAccount string   `help:"Ask for a connected account of the key's organization." placeholder:"ID"`
@@ -38,7 +38,7 @@ func (c *verifyCmd) Run(ctx context.Context, t *terminal) error {
 	if len(c.Extra) > 0 {
 		return wrong("the secret is read from the standard input, never from the command line: keyward verify < secret.txt")
 	}
-	cl, err := c.connection.open()
+	cl, err := c.verifyConnection.open()
 	if err != nil {
 		return err
 	}

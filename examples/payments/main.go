@@ -43,8 +43,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	flags := flag.NewFlagSet("payments", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	listen := flags.String("listen", or("PAYMENTS_LISTEN", "127.0.0.1:8090"), "address to serve on (PAYMENTS_LISTEN)")
-	addresses := flags.String("keyward", or("KEYWARD_ADDRESS", "http://127.0.0.1:8081"), "internal listeners of Keyward, separated by commas, tried in order (KEYWARD_ADDRESS)")
-	tokenFile := flags.String("keyward-token-file", getenv("KEYWARD_INTERNAL_TOKEN_FILE"), "file whose first line is the internal listener's token (KEYWARD_INTERNAL_TOKEN_FILE)")
+	addresses := flags.String("keyward", or("KEYWARD_ADDRESS", "http://127.0.0.1:8081"), "verification listeners of Keyward, separated by commas, tried in order (KEYWARD_ADDRESS)")
+	tokenFile := flags.String("keyward-token-file", getenv("KEYWARD_CREDENTIAL_FILE"), "file whose first line is the token of a credential with the scope verify (KEYWARD_CREDENTIAL_FILE)")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return 0

@@ -39,7 +39,7 @@ func TestServesUntilTold(t *testing.T) {
 	go func() {
 		code <- run(ctx, []string{"-listen", "127.0.0.1:0"}, environment(map[string]string{
 			"PAYMENTS_LISTEN": "192.0.2.1:1", // the flag comes first
-			"KEYWARD_ADDRESS": internal.URL, "KEYWARD_INTERNAL_TOKEN_FILE": tokens,
+			"KEYWARD_ADDRESS": internal.URL, "KEYWARD_CREDENTIAL_FILE": tokens,
 		}), writer)
 		writer.Close()
 	}()

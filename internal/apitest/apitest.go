@@ -158,16 +158,17 @@ func explain(err error) string {
 	return what + " " + strings.Join(places, "; ")
 }
 
-// Listener names one of the two listeners.
+// Listener names one of the three listeners.
 type Listener string
 
 // The listeners.
 const (
-	Public   Listener = "public"
-	Internal Listener = "internal"
+	Public       Listener = "public"
+	Verification Listener = "verification"
+	Admin        Listener = "admin"
 )
 
-// Route is one operation of the document. Path holds parameters as {name}, as a
+// Route is one operation of the document on one listener. Path holds parameters as {name}, as a
 // pattern of http.ServeMux does.
 type Route struct {
 	Method   string
@@ -180,20 +181,31 @@ type Route struct {
 func Routes() []Route {
 	var routes []Route
 	for path, item := range document().Paths.Map() {
-		for method, operation := range item.Operations() {
-			routes = append(routes, Route{method, path, listenerOf(operation)})
+		for method := range item.Operations() {
+			for _, l := range listenersOf(item) {
+				routes = append(routes, Route{method, path, l})
+			}
 		}
 	}
 	slices.SortFunc(routes, func(a, b Route) int {
-		return strings.Compare(a.Path+" "+a.Method, b.Path+" "+b.Method)
+		return strings.Compare(a.Path+" "+a.Method+" "+string(a.Listener), b.Path+" "+b.Method+" "+string(b.Listener))
 	})
 	return routes
 }
 
-// listenerOf follows the operation's tag; a document without one does not load.
-func listenerOf(o *openapi3.Operation) Listener {
-	name, _ := document().Tags.Get(o.Tags[0]).Extensions["x-listener"].(string)
-	return Listener(name)
+// ports are the default ports of the listeners whose paths have servers of their own.
+var ports = map[string]Listener{"8081": Verification, "8082": Admin}
+
+// listenersOf returns where a path is served: its servers say so, and a path without is public.
+func listenersOf(item *openapi3.PathItem) (listeners []Listener) {
+	if len(item.Servers) == 0 {
+		return []Listener{Public}
+	}
+	for _, server := range item.Servers {
+		_, port, _ := strings.Cut(strings.TrimPrefix(server.URL, "http://"), ":")
+		listeners = append(listeners, ports[port])
+	}
+	return listeners
 }
 
 // document is the OpenAPI document, loaded once and valid, examples included.
@@ -219,6 +231,7 @@ var meaningful = []string{"Location", "Retry-After", "Allow", "Www-Authenticate"
 var undescribed = map[int]string{
 	http.StatusBadRequest:                  "InvalidRequest",
 	http.StatusUnauthorized:                "InternalUnauthorized",
+	http.StatusForbidden:                   "CallerForbidden",
 	http.StatusNotFound:                    "RouteNotFound",
 	http.StatusMethodNotAllowed:            "MethodNotAllowed",
 	http.StatusRequestHeaderFieldsTooLarge: "HeadersTooLarge",

@@ -5,9 +5,6 @@
 package door
 
 import (
-	"crypto/sha256"
-	"crypto/subtle"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -35,40 +32,6 @@ var CommonHeaders = [...]struct {
 	{"Cache-Control", []string{"no-store"}},
 	{"Referrer-Policy", []string{"no-referrer"}},
 	{"Content-Security-Policy", []string{"default-src 'none'; frame-ancestors 'none'"}},
-}
-
-// minInternalToken is the least length of an internal token, in bytes.
-const minInternalToken = 16
-
-// InternalTokens are digests of the deployment's internal tokens. None means that whoever reaches the listener may use it (R3).
-type InternalTokens [][sha256.Size]byte
-
-// NewInternalTokens returns the digests of tokens.
-func NewInternalTokens(tokens []string) (InternalTokens, error) {
-	var list InternalTokens
-	for _, t := range tokens {
-		if len(t) < minInternalToken {
-			return nil, errors.New("an internal token must have at least 16 characters")
-		}
-		list = append(list, sha256.Sum256([]byte(t)))
-	}
-	return list, nil
-}
-
-// Check compares a token with every internal one, in constant time.
-func (list InternalTokens) Check(token string) error {
-	if len(list) == 0 {
-		return nil
-	}
-	digest := sha256.Sum256([]byte(token))
-	match := 0
-	for i := range list {
-		match |= subtle.ConstantTimeCompare(digest[:], list[i][:])
-	}
-	if match != 1 {
-		return &keys.Error{Code: api.InternalTokenRequired, Detail: "This listener is for the deployment's own services. Send one of its internal tokens."}
-	}
-	return nil
 }
 
 // Throttle lets one event through each second.

@@ -75,7 +75,7 @@ func (p *platform) askVerify(r request, at int) (a answer, err error) {
 	header := r.header.Clone()
 	header.Set("Authorization", "Bearer "+p.token)
 	header.Set("Content-Type", "application/json")
-	resp, text, err := p.do("POST", p.nodes[at].Internal+"/v1/verify"+r.query, string(body), header)
+	resp, text, err := p.do("POST", p.nodes[at].Verification+"/v1/verify"+r.query, string(body), header)
 	if err != nil || resp.StatusCode != 200 {
 		return answer{word: statusOf(resp)}, err
 	}
@@ -103,7 +103,7 @@ func (p *platform) askIntrospect(r request, at int) (a answer, err error) {
 	header := r.header.Clone()
 	header.Set("Authorization", "Bearer "+p.token)
 	header.Set("Content-Type", "application/x-www-form-urlencoded")
-	resp, text, err := p.do("POST", p.nodes[at].Internal+"/v1/introspect"+r.query, form.Encode(), header)
+	resp, text, err := p.do("POST", p.nodes[at].Verification+"/v1/introspect"+r.query, form.Encode(), header)
 	if err != nil || resp.StatusCode != 200 {
 		return answer{word: statusOf(resp)}, err
 	}
@@ -131,7 +131,7 @@ func (p *platform) askAuthorize(query string) func(request, int) (answer, error)
 		header.Set("X-Original-URI", "/v1/payments"+r.query)
 		header.Set("X-Original-Method", "POST")
 		header.Set("X-Internal-Token", p.token)
-		resp, _, err := p.do("GET", p.nodes[at].Internal+"/v1/authorize?"+query+envParameter(r.env), "", header)
+		resp, _, err := p.do("GET", p.nodes[at].Verification+"/v1/authorize?"+query+envParameter(r.env), "", header)
 		if err != nil {
 			return a, err
 		}

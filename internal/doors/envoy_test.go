@@ -90,7 +90,7 @@ func (p *platform) askEnvoyHTTP(r request, at int) (a answer, err error) {
 		}
 	}
 	header.Set("X-Internal-Token", p.token)
-	resp, _, err := p.do("POST", p.nodes[at].Internal+prefix+"/v1/payments"+r.query, "", header)
+	resp, _, err := p.do("POST", p.nodes[at].Verification+prefix+"/v1/payments"+r.query, "", header)
 	if err != nil {
 		return a, err
 	}

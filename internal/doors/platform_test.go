@@ -55,7 +55,7 @@ type platform struct {
 	envoy         []authv3.AuthorizationClient // of each node
 	users         int
 	secrets       []string
-	token         string // of the internal listeners
+	token         string // a credential of every node
 }
 
 const lease = 2 * time.Second
@@ -70,8 +70,8 @@ func newPlatform(t *testing.T) *platform {
 	t.Cleanup(p.client.CloseIdleConnections)
 	server := pgtest.NewServer(t)
 	dir := t.TempDir()
-	tokens := filepath.Join(dir, "tokens")
-	if err := os.WriteFile(tokens, []byte(p.token+"\n"), 0o600); err != nil {
+	tokens := filepath.Join(dir, "credentials")
+	if err := os.WriteFile(tokens, []byte("proxies verify,operate "+p.token+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var addresses []string
@@ -81,11 +81,11 @@ func newPlatform(t *testing.T) *platform {
 		node := keywardtest.Start(t, keywardtest.Options{
 			Dir:         dir,
 			DatabaseURL: "postgres://postgres@" + database.Address() + "/postgres?sslmode=disable",
-			Flags:       []string{"--lease=" + lease.String(), "--log-level=debug", "--extauthz-listen=127.0.0.1:0", "--internal-token-file=" + tokens},
+			Flags:       []string{"--lease=" + lease.String(), "--log-level=debug", "--extauthz-listen=127.0.0.1:0", "--credentials-file=" + tokens},
 		})
 		p.nodes = append(p.nodes, node)
 		p.envoy = append(p.envoy, p.connectEnvoy(node))
-		addresses = append(addresses, node.Internal)
+		addresses = append(addresses, node.Verification)
 	}
 	client, err := keyward.New(keyward.Config{Addresses: addresses, Token: p.token})
 	if err != nil {
@@ -181,7 +181,7 @@ func call[T any](p *platform, method, url, body, token string, status int) (v T)
 // organization creates or replaces one.
 func (p *platform) organization(id, body string) {
 	p.t.Helper()
-	call[api.Organization](p, "PUT", p.nodes[0].Internal+"/v1/organizations/"+id, body, p.token, 200)
+	call[api.Organization](p, "PUT", p.nodes[0].Admin+"/v1/organizations/"+id, body, p.token, 200)
 }
 
 // key is an issued key and who may manage it.
@@ -233,7 +233,7 @@ func (p *platform) verdict(node *keywardtest.Process, secret string) (v api.Verd
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	resp, text, err := p.do("POST", node.Internal+"/v1/verify", string(body), http.Header{"Content-Type": {"application/json"}, "Authorization": {"Bearer " + p.token}})
+	resp, text, err := p.do("POST", node.Verification+"/v1/verify", string(body), http.Header{"Content-Type": {"application/json"}, "Authorization": {"Bearer " + p.token}})
 	if err == nil && resp.StatusCode == 200 {
 		err = json.Unmarshal(text, &v)
 	}

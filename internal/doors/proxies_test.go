@@ -121,7 +121,7 @@ func freeAddress(t *testing.T) string {
 
 func (p *platform) addresses() (nodes [3]string, api string) {
 	for i, n := range p.nodes {
-		nodes[i] = strings.TrimPrefix(n.Internal, "http://")
+		nodes[i] = strings.TrimPrefix(n.Verification, "http://")
 	}
 	return nodes, strings.TrimPrefix(p.api.URL, "http://")
 }
@@ -141,7 +141,7 @@ func startNginx(p *platform) *proxy {
 	nodes, api := p.addresses()
 	file := x.configure(p.t, "nginx/nginx.conf", map[string]string{
 		"listen 127.0.0.1:8000": "listen " + address, "server 127.0.0.1:8090": "server " + api,
-		"server 127.0.0.1:8081": "server " + nodes[0], "server 127.0.0.1:8082": "server " + nodes[1], "server 127.0.0.1:8083": "server " + nodes[2],
+		"server 127.0.0.1:8081": "server " + nodes[0], "server 127.0.0.1:9081": "server " + nodes[1], "server 127.0.0.1:10081": "server " + nodes[2],
 	})
 	token := filepath.Join(x.dir, "keyward-token.conf")
 	if err := os.WriteFile(token, []byte(`proxy_set_header X-Internal-Token "`+p.token+`";`), 0o600); err != nil {
@@ -178,7 +178,7 @@ func startCaddy(p *platform) *proxy {
 	cmd := exec.Command(program, "run", "--config", file, "--adapter", "caddyfile")
 	_, port, _ := net.SplitHostPort(address)
 	cmd.Env = append(os.Environ(), "DOOR_PORT="+port, "DOOR_LOG="+filepath.Join(x.dir, "caddy.log"),
-		"KEYWARD_NODES="+strings.Join(nodes[:], " "), "PAYMENTS="+api, "KEYWARD_INTERNAL_TOKEN="+p.token,
+		"KEYWARD_NODES="+strings.Join(nodes[:], " "), "PAYMENTS="+api, "KEYWARD_TOKEN="+p.token,
 		"HOME="+x.dir, "XDG_CONFIG_HOME="+x.dir, "XDG_DATA_HOME="+x.dir)
 	x.start(p.t, address, cmd)
 	return x
@@ -194,7 +194,7 @@ func startTraefik(p *platform) *proxy {
 	address, question := freeAddress(p.t), freeAddress(p.t)
 	nodes, api := p.addresses()
 	dynamic := strings.NewReplacer("127.0.0.1:8089", question, "127.0.0.1:8090", api,
-		"127.0.0.1:8081", nodes[0], "127.0.0.1:8082", nodes[1], "127.0.0.1:8083", nodes[2]).Replace(read(p.t, "traefik/dynamic.yml"))
+		"127.0.0.1:8081", nodes[0], "127.0.0.1:9081", nodes[1], "127.0.0.1:10081", nodes[2]).Replace(read(p.t, "traefik/dynamic.yml"))
 	if err := os.WriteFile(filepath.Join(x.dir, "dynamic.yml"), []byte(dynamic), 0o600); err != nil {
 		p.t.Fatal(err)
 	}
@@ -202,7 +202,7 @@ func startTraefik(p *platform) *proxy {
 		"127.0.0.1:8000": address, "127.0.0.1:8089": question, "accessLog:\n": "accessLog:\n  filePath: access.log\n",
 	})
 	cmd := exec.Command(*traefikProgram, "--configFile="+file)
-	cmd.Env = append(os.Environ(), "KEYWARD_INTERNAL_TOKEN="+p.token)
+	cmd.Env = append(os.Environ(), "KEYWARD_TOKEN="+p.token)
 	x.start(p.t, address, cmd)
 	// It listens before its routes are there.
 	if err := keywardtest.Poll(func() bool {
@@ -222,7 +222,7 @@ type traefik struct {
 	api    *httputil.ReverseProxy
 	routes map[string]forwardAuth // by the first two segments of the path
 	client *http.Client
-	token  string // of the internal listeners
+	token  string // a credential of every node
 }
 
 // forwardAuth is what one router of dynamic.yml has its middlewares do.
@@ -260,13 +260,13 @@ func newTraefik(p *platform) *traefik {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	const fromEnvironment = `{{ env "KEYWARD_INTERNAL_TOKEN" }}`
+	const fromEnvironment = `{{ env "KEYWARD_TOKEN" }}`
 	if file.HTTP.Middlewares["internal-token"].Headers.CustomRequestHeaders["X-Internal-Token"] != fromEnvironment {
 		p.t.Fatal("dynamic.yml: the internal token does not come from the environment")
 	}
 	x := &traefik{token: p.token, routes: map[string]forwardAuth{}, client: &http.Client{Transport: &http.Transport{}}, api: httputil.NewSingleHostReverseProxy(api)}
 	for _, n := range p.nodes {
-		x.nodes = append(x.nodes, n.Internal)
+		x.nodes = append(x.nodes, n.Verification)
 	}
 	for _, name := range []string{"payments", "payouts"} {
 		var a forwardAuth

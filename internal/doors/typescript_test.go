@@ -63,14 +63,14 @@ func TestV4TypeScript(t *testing.T) {
 	}
 
 	const token = "a+token/of%the-internal:listener" // what form encoding changes
-	tokens := filepath.Join(t.TempDir(), "tokens")
-	if err := os.WriteFile(tokens, []byte("another-internal-token\n"+token+"\n"), 0o600); err != nil {
+	tokens := filepath.Join(t.TempDir(), "credentials")
+	if err := os.WriteFile(tokens, []byte("other verify another-token-of-the-test\nservices verify,operate "+token+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	server := keywardtest.Start(t, keywardtest.Options{Flags: []string{"--internal-token-file=" + tokens, "--lease=60s"}})
+	server := keywardtest.Start(t, keywardtest.Options{Flags: []string{"--credentials-file=" + tokens, "--lease=60s"}})
 	open := keywardtest.Start(t, keywardtest.Options{Flags: []string{"--lease=60s"}}) // a machine that stands still for a while is no outage here
 	s := setup{
-		Internal: server.Internal, Token: token, Open: open.Internal, Public: server.Public, Frozen: frozen(t),
+		Internal: server.Verification, Token: token, Open: open.Verification, Public: server.Public, Frozen: frozen(t),
 		Secrets: server.Issue(t, token), OpenLive: open.Issue(t, "").Live,
 	}
 	for _, organization := range []string{"org_doomed_1", "org_doomed_2", "org_doomed_3", "org_doomed_4"} {

@@ -8,6 +8,7 @@ import (
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 
+	"github.com/syncgram/keyward/internal/access"
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/server"
 	"github.com/syncgram/keyward/internal/verify"
@@ -25,7 +26,7 @@ func BenchmarkCheck(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	s, err := New(Config{Verifier: constant{}, Format: format, Metrics: server.NewMetrics(), Logger: slog.New(slog.NewJSONHandler(io.Discard, nil))})
+	s, err := New(Config{Verifier: constant{}, Format: format, Metrics: server.NewMetrics(), Access: access.Open(), Logger: slog.New(slog.NewJSONHandler(io.Discard, nil))})
 	if err != nil {
 		b.Fatal(err)
 	}

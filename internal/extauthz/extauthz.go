@@ -12,7 +12,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -28,6 +27,7 @@ import (
 	"google.golang.org/grpc/peer"
 
 	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/access"
 	"github.com/syncgram/keyward/internal/credential"
 	"github.com/syncgram/keyward/internal/door"
 	"github.com/syncgram/keyward/internal/keys"
@@ -35,14 +35,14 @@ import (
 	"github.com/syncgram/keyward/token"
 )
 
-// Config says what the door stands in front of. Verifier, Format and Metrics are required.
+// Config says what the door stands in front of. Verifier, Format, Metrics and Access are required.
 type Config struct {
 	Verifier Verifier
 	Format   token.Format // keeps secrets out of what is echoed
 	Metrics  Metrics
 
-	// InternalTokens are the tokens of the internal listener. None means that everyone who reaches this one may use it.
-	InternalTokens []string
+	Access  *access.Gate // decides who may ask; they need the scope Verify
+	Clients door.Clients // finds out who that is (R8)
 
 	TLS    *tls.Config  // nil = no TLS
 	Logger *slog.Logger // nil = slog.Default()
@@ -72,7 +72,6 @@ const maxMessage = 16 << 20
 // Server is the listener. It is safe for concurrent use.
 type Server struct {
 	cfg        Config
-	tokens     door.InternalTokens
 	requestIDs door.RequestIDs
 	grpc       *grpc.Server
 	health     *health
@@ -83,17 +82,13 @@ type Server struct {
 
 // New returns the door for cfg.
 func New(cfg Config) (*Server, error) {
-	if cfg.Verifier == nil || cfg.Metrics == nil || cfg.Format == (token.Format{}) {
-		return nil, errors.New("extauthz: a verifier, metrics and a secret format are required")
+	if cfg.Verifier == nil || cfg.Metrics == nil || cfg.Access == nil || cfg.Format == (token.Format{}) {
+		return nil, errors.New("extauthz: a verifier, metrics, an access gate and a secret format are required")
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
 	s := &Server{cfg: cfg, requestIDs: door.NewRequestIDs(cfg.Format), health: newHealth(cfg.Verifier)}
-	var err error
-	if s.tokens, err = door.NewInternalTokens(cfg.InternalTokens); err != nil {
-		return nil, fmt.Errorf("extauthz: %w", err)
-	}
 	options := []grpc.ServerOption{
 		grpc.ForceServerCodecV2(lenient{}),
 		grpc.MaxRecvMsgSize(maxMessage),
@@ -172,7 +167,7 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (out *authv
 
 // authorize is nil when the request may pass.
 func (s *Server) authorize(ctx context.Context, c *check, in *authv3.CheckRequest, r *authv3.AttributeContext_HttpRequest) (v verify.Verdict, rules rules, err error) {
-	if err := s.admit(ctx); err != nil {
+	if err := s.admit(ctx, c.requestID); err != nil {
 		return v, rules, err
 	}
 	switch {
@@ -197,12 +192,36 @@ func (s *Server) authorize(ctx context.Context, c *check, in *authv3.CheckReques
 	return v, rules, err
 }
 
-// admit lets Envoy itself in, or not (R3).
-func (s *Server) admit(ctx context.Context) error {
-	if len(s.tokens) == 0 {
-		return nil
+// admit lets Envoy itself in, or not (O5).
+func (s *Server) admit(ctx context.Context, requestID string) error {
+	authorization := metadata.ValueFromIncomingContext(ctx, "authorization")
+	p := access.Presented{Token: credential.Bearer(authorization)}
+	p.Malformed = p.Token == "" && len(authorization) > 0
+	if from, ok := peer.FromContext(ctx); ok {
+		if info, ok := from.AuthInfo.(credentials.TLSInfo); ok && len(info.State.VerifiedChains) > 0 {
+			p.Certificate = info.State.VerifiedChains[0][0]
+		}
 	}
-	return s.tokens.Check(credential.Bearer(metadata.ValueFromIncomingContext(ctx, "authorization")))
+	_, err := s.cfg.Access.Admit(ctx, access.Attempt{
+		Presented: p, Need: access.Verify, Route: authv3.Authorization_Check_FullMethodName,
+		RequestID: requestID, Client: caller{s, ctx},
+	})
+	return err
+}
+
+// caller is Envoy, or what Envoy's own proxy says of it (R8).
+type caller struct {
+	s   *Server
+	ctx context.Context
+}
+
+// ClientAddress implements access.Client.
+func (c caller) ClientAddress() string {
+	from, ok := peer.FromContext(c.ctx)
+	if !ok {
+		return ""
+	}
+	return c.s.cfg.Clients.Address(from.Addr.String(), metadata.ValueFromIncomingContext(c.ctx, "x-forwarded-for"))
 }
 
 // survive reports a panic and denies.
@@ -240,8 +259,8 @@ func (s *Server) log(ctx context.Context, c *check, took time.Duration) {
 	attrs = append(attrs,
 		slog.String("listener", name), slog.String("method", door.Method(c.request.method)), slog.String("route", authv3.Authorization_Check_FullMethodName),
 		slog.Int("status", c.status), slog.Float64("duration_ms", float64(took)/float64(time.Millisecond)), slog.String("request_id", c.requestID))
-	if p, ok := peer.FromContext(ctx); ok {
-		attrs = append(attrs, slog.String("remote", door.RemoteAddress(p.Addr.String())))
+	if address := (caller{s, ctx}).ClientAddress(); address != "" {
+		attrs = append(attrs, slog.String("remote", address))
 	}
 	if c.code != "" {
 		attrs = append(attrs, slog.String("code", string(c.code)))

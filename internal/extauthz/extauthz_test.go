@@ -24,6 +24,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/access"
+	"github.com/syncgram/keyward/internal/keys"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -330,7 +332,7 @@ func TestV4ExtAuthzNeverFails(t *testing.T) {
 		t.Error("the log does not tell of what was not decided, or of the panic")
 	}
 	rec := httptest.NewRecorder()
-	f.internal.ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	f.admin.ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/metrics", nil))
 	for _, want := range []string{
 		`keyward_verifications_total{door="extauthz",path="closed",reason="undecided"} 3`, `keyward_verifications_total{door="extauthz",path="memory",reason="valid"} 2`,
 		`keyward_extauthz_checks_total{status="200"} 2`, `keyward_extauthz_checks_total{status="503"} 4`, `keyward_http_panics_total{listener="extauthz"} 1`,
@@ -364,11 +366,21 @@ func notUTF8(t *testing.T, in *authv3.CheckRequest) []byte {
 	return []byte(strings.Replace(string(data.Materialize()), "/MARK", "/M\xffRK", 1))
 }
 
-// R3: the token of the internal listener, from Envoy's initial_metadata. Without it nothing passes, and that is no error of the
+// O5: a credential with the scope verify, from Envoy's initial_metadata. Without it nothing passes, and that is no error of the
 // call either. Health is open.
-func TestR3ExtAuthzToken(t *testing.T) {
-	one, two := "first-internal-token", "second-internal-token"
-	f, _ := newFixture(t, func(c *Config) { c.InternalTokens = []string{one, two} })
+func TestO5ExtAuthzToken(t *testing.T) {
+	one, two, operator := "first-token-of-the-test", "second-token-of-the-test", "an-operator's-token"
+	var denied []string
+	credentials, err := access.Parse([]byte("envoy verify " + one + "\nenvoy verify,read " + two + "\nann operate " + operator + "\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, _ := newFixture(t, func(c *Config) {
+		c.Access = access.NewGate(func() access.Credentials { return credentials }, func(_ context.Context, op keys.Operator, detail string) error {
+			denied = append(denied, op.AuditActor()+" from "+op.RemoteAddress+": "+detail)
+			return nil
+		})
+	})
 	in := asEnvoy("GET", "/", false, []header{{"X-API-Key", f.live}, {"X-Internal-Token", one}})
 	for _, tt := range []struct {
 		name   string
@@ -383,17 +395,24 @@ func TestR3ExtAuthzToken(t *testing.T) {
 		{"no scheme", []string{"authorization", one}, 401},
 		{"the first", []string{"authorization", "Bearer " + one}, 200},
 		{"the second", []string{"authorization", "Bearer " + two}, 200},
+		{"without the scope", []string{"authorization", "Bearer " + operator}, 403},
+		{"without the scope again", []string{"authorization", "Bearer " + operator}, 403},
 	} {
 		got := f.check(metadata.AppendToOutgoingContext(t.Context(), tt.sent...), in)
-		if got.status != tt.status || tt.status != 200 && !strings.Contains(got.body, `"internal_token_required"`) {
+		code := map[int]string{200: "", 401: `"internal_token_required"`, 403: `"forbidden"`}[tt.status]
+		if got.status != tt.status || !strings.Contains(got.body, code) {
 			t.Errorf("%s: %d %s", tt.name, got.status, got.body)
 		}
 	}
 	if r, err := healthv1.NewHealthClient(f.conn).Check(t.Context(), &healthv1.HealthCheckRequest{}); err != nil || r.Status != healthv1.HealthCheckResponse_SERVING {
 		t.Errorf("health: %v, %v", r, err)
 	}
-	if _, err := New(Config{Verifier: f.server.cfg.Verifier, Format: f.format, Metrics: f.metrics, InternalTokens: []string{"short"}}); err == nil {
-		t.Error("a short token is taken")
+	want := []string{"operator:ann from 127.0.0.1: /envoy.service.auth.v3.Authorization/Check needs verify"}
+	if diff := cmp.Diff(want, denied); diff != "" {
+		t.Errorf("audit entries (-want +got):\n%s", diff)
+	}
+	if _, err := New(Config{Verifier: f.server.cfg.Verifier, Format: f.format, Metrics: f.metrics}); err == nil {
+		t.Error("no gate is taken for an open one")
 	}
 }
 

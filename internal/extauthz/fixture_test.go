@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/syncgram/keyward/internal/access"
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/seal"
 	"github.com/syncgram/keyward/internal/server"
@@ -34,20 +35,21 @@ import (
 	"github.com/syncgram/keyward/token"
 )
 
-// fixture is the door on loopback beside the internal listener's, both over one verifier, with one key in each state that a
+// fixture is the door on loopback beside the verification listener's, both over one verifier, with one key in each state that a
 // verdict tells apart. At the end everything that was said is searched for the secrets (V7).
 type fixture struct {
-	t        *testing.T
-	format   token.Format
-	server   *Server
-	metrics  *server.Metrics
-	conn     *grpc.ClientConn
-	client   authv3.AuthorizationClient
-	internal http.Handler
-	service  *keys.Service
-	log      lockedBuffer
-	offset   atomic.Int64 // of the clock
-	said     lockedBuffer
+	t       *testing.T
+	format  token.Format
+	server  *Server
+	metrics *server.Metrics
+	conn    *grpc.ClientConn
+	client  authv3.AuthorizationClient
+	service *keys.Service
+	log     lockedBuffer
+	offset  atomic.Int64 // of the clock
+	said    lockedBuffer
+
+	verification, admin http.Handler
 
 	live, test, revoked, expired, off, disabled, unknown string // secrets
 	ids                                                  map[string]string
@@ -112,10 +114,11 @@ func newFixture(t *testing.T, change ...func(*Config)) (*fixture, *refuser) {
 	v := &refuser{Verifier: verifier}
 	doors, err := server.New(server.Config{
 		Service: f.service, Authenticator: nobody{}, Verifier: v, Operations: noOperations{}, Format: f.format, Logger: logger, Metrics: f.metrics,
+		Access: access.Open(), AdminHosts: []string{"example.com"}, // the host of httptest.NewRequest
 	})
 	must(err)
-	f.internal = doors.Internal()
-	cfg := Config{Verifier: v, Format: f.format, Metrics: f.metrics, Logger: logger}
+	f.verification, f.admin = doors.Verification(), doors.Admin()
+	cfg := Config{Verifier: v, Format: f.format, Metrics: f.metrics, Logger: logger, Access: access.Open()}
 	for _, c := range change {
 		c(&cfg)
 	}
@@ -212,7 +215,7 @@ func (f *fixture) secrets() []string {
 // search is V7: nothing that was logged, measured or answered holds a secret.
 func (f *fixture) search() {
 	rec := httptest.NewRecorder()
-	f.internal.ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
+	f.admin.ServeHTTP(rec, httptest.NewRequest("GET", "/metrics", nil))
 	for name, text := range map[string]string{"the log": f.log.String(), "an answer": f.said.String(), "the metrics": rec.Body.String()} {
 		for i, s := range f.secrets() {
 			if strings.Contains(text, s[8:40]) {
@@ -302,7 +305,7 @@ func (f *fixture) read(out *authv3.CheckResponse) (a answer) {
 	return a
 }
 
-// overHTTP asks the internal listener the same.
+// overHTTP asks the verification listener the same.
 func (f *fixture) overHTTP(method, query string, headers []header, uri string) answer {
 	r := httptest.NewRequest(method, "/v1/authorize"+query, nil)
 	for _, h := range headers {
@@ -310,7 +313,7 @@ func (f *fixture) overHTTP(method, query string, headers []header, uri string) a
 	}
 	r.Header.Add("X-Original-Uri", uri)
 	w := httptest.NewRecorder()
-	f.internal.ServeHTTP(w, r)
+	f.verification.ServeHTTP(w, r)
 	a := answer{status: w.Code, header: map[string]string{}, body: w.Body.String()}
 	for name, values := range w.Header() {
 		a.header[strings.ToLower(name)] = values[0]

@@ -128,7 +128,7 @@ func issued(tb testing.TB, a answer) (k api.IssuedKey) {
 // reason verifies a secret.
 func reason(tb testing.TB, p *keywardtest.Process, secret string) string {
 	tb.Helper()
-	a := do(tb, "POST", p.Internal+"/v1/verify", nil, api.VerifyKey{Key: secret})
+	a := do(tb, "POST", p.Verification+"/v1/verify", nil, api.VerifyKey{Key: secret})
 	if a.status != 200 {
 		return a.String()
 	}
@@ -332,7 +332,7 @@ func outOfUse(t *testing.T, p *keywardtest.Process, afterLease string, begin, en
 	if got := reason(t, p, issued(t, created).Key); got != "valid" {
 		t.Errorf("the new key is %s", got)
 	}
-	if a := do(t, "POST", p.Internal+"/v1/audit/verify", nil, nil); a.status != 200 || !bytes.Contains(a.body, []byte(`"intact":true`)) {
+	if a := do(t, "POST", p.Admin+"/v1/audit/verify", nil, nil); a.status != 200 || !bytes.Contains(a.body, []byte(`"intact":true`)) {
 		t.Errorf("the audit log: %v %s", a, a.body)
 	}
 }

@@ -40,9 +40,9 @@ func TestV7NothingLeaks(t *testing.T) {
 			hidden := map[string]string{} // what must not be found, with a name for it
 			errors := useEverything(t, p, hidden)
 
-			metrics := do(t, "GET", p.Internal+"/metrics", nil, nil)
-			status := do(t, "GET", p.Internal+"/v1/status", nil, nil)
-			audit := do(t, "GET", p.Internal+"/v1/audit?limit=1000", nil, nil)
+			metrics := do(t, "GET", p.Admin+"/metrics", nil, nil)
+			status := do(t, "GET", p.Admin+"/v1/status", nil, nil)
+			audit := do(t, "GET", p.Admin+"/v1/audit?limit=1000", nil, nil)
 			if metrics.status != 200 || status.status != 200 || audit.status != 200 {
 				t.Fatalf("metrics %v, status %v, audit %v", metrics, status, audit)
 			}
@@ -122,7 +122,7 @@ func useEverything(t *testing.T, p *keywardtest.Process, hidden map[string]strin
 		}
 		return a
 	}
-	put := keep("put", do(t, "PUT", p.Internal+"/v1/organizations/org_leak", nil, map[string]any{"payments_enabled": true}))
+	put := keep("put", do(t, "PUT", p.Admin+"/v1/organizations/org_leak", nil, map[string]any{"payments_enabled": true}))
 	if put.status != http.StatusOK {
 		t.Fatal(put)
 	}
@@ -171,18 +171,18 @@ func useEverything(t *testing.T, p *keywardtest.Process, hidden map[string]strin
 	for _, k := range []string{live.Key, first.Key, revoked.Key, live.Key + "x", strings.ToUpper(live.Key)} {
 		basic := "Basic " + base64.StdEncoding.EncodeToString([]byte(k+":"))
 		hidden[basic] = "a secret in Basic"
-		keep("verify", do(t, "POST", p.Internal+"/v1/verify", nil, api.VerifyKey{Key: k}))
-		keep("verify with an account", do(t, "POST", p.Internal+"/v1/verify", nil, api.VerifyKey{Key: k, ConnectedAccountID: k}))
-		keep("authorize", do(t, "GET", p.Internal+"/v1/authorize", map[string]string{"Authorization": "Bearer " + k}, nil))
-		keep("authorize with Basic", do(t, "GET", p.Internal+"/v1/authorize", map[string]string{"Authorization": basic}, nil))
-		keep("authorize with X-API-Key", do(t, "GET", p.Internal+"/v1/authorize", map[string]string{"X-API-Key": k}, nil))
-		keep("authorize with two", do(t, "GET", p.Internal+"/v1/authorize", map[string]string{"X-API-Key": k, "Authorization": "Bearer " + live.Key}, nil))
+		keep("verify", do(t, "POST", p.Verification+"/v1/verify", nil, api.VerifyKey{Key: k}))
+		keep("verify with an account", do(t, "POST", p.Verification+"/v1/verify", nil, api.VerifyKey{Key: k, ConnectedAccountID: k}))
+		keep("authorize", do(t, "GET", p.Verification+"/v1/authorize", map[string]string{"Authorization": "Bearer " + k}, nil))
+		keep("authorize with Basic", do(t, "GET", p.Verification+"/v1/authorize", map[string]string{"Authorization": basic}, nil))
+		keep("authorize with X-API-Key", do(t, "GET", p.Verification+"/v1/authorize", map[string]string{"X-API-Key": k}, nil))
+		keep("authorize with two", do(t, "GET", p.Verification+"/v1/authorize", map[string]string{"X-API-Key": k, "Authorization": "Bearer " + live.Key}, nil))
 		envoy("/", map[string]string{"authorization": "Bearer " + k}, nil)
 		envoy("/", map[string]string{"authorization": basic}, map[string]string{"keyward.strip_secret": "true"})
 		envoy("/", map[string]string{"authorization": "Bearer " + k + ",Bearer " + k, "x-api-key": k + "," + live.Key}, nil)
 		introspect := http.Header{}
 		introspect.Set("Content-Type", "application/x-www-form-urlencoded")
-		req, err := http.NewRequestWithContext(t.Context(), "POST", p.Internal+"/v1/introspect", strings.NewReader("token="+k))
+		req, err := http.NewRequestWithContext(t.Context(), "POST", p.Verification+"/v1/introspect", strings.NewReader("token="+k))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -197,15 +197,15 @@ func useEverything(t *testing.T, p *keywardtest.Process, hidden map[string]strin
 		bearer := map[string]string{"Authorization": "Bearer " + k}
 		keep("a secret as a token", do(t, "GET", p.Public+keysPath, bearer, nil))
 		keep("a secret in a query", do(t, "GET", p.Public+keysPath+"?api_key="+k, m.bearer(), nil))
-		keep("a secret in an internal query", do(t, "GET", p.Internal+"/v1/authorize?api_key="+k, nil, nil))
-		keep("a secret in the original URI", do(t, "GET", p.Internal+"/v1/authorize", map[string]string{"X-Forwarded-Uri": "/pay?key=" + k, "X-Original-URI": "/pay?key=" + k}, nil))
+		keep("a secret in an internal query", do(t, "GET", p.Verification+"/v1/authorize?api_key="+k, nil, nil))
+		keep("a secret in the original URI", do(t, "GET", p.Verification+"/v1/authorize", map[string]string{"X-Forwarded-Uri": "/pay?key=" + k, "X-Original-URI": "/pay?key=" + k}, nil))
 		envoy("/pay/"+k+"?key="+k, map[string]string{"x-api-key": k}, nil)
 		envoy("/", map[string]string{"x-request-id": k, "x-forwarded-uri": "/?" + k, "cookie": k, "x-keyward-key-id": k, "x-connected-account-id": k}, nil)
 		envoy("/", map[string]string{"x-api-key": live.Key, "x-connected-account-id": k}, nil)
 		envoy("/", map[string]string{"x-api-key": live.Key}, map[string]string{"keyward.env": k})
 		keep("a secret in a path", do(t, "POST", p.Public+keysPath+"/"+k+"/revoke", m.bearer(), nil))
 		keep("a secret as a path", do(t, "GET", p.Public+"/"+k, nil, nil))
-		keep("a secret as an organization", do(t, "GET", p.Internal+"/v1/organizations/"+k, nil, nil))
+		keep("a secret as an organization", do(t, "GET", p.Admin+"/v1/organizations/"+k, nil, nil))
 		keep("a secret as a request id", do(t, "GET", p.Public+keysPath, map[string]string{"X-Request-Id": k}, nil))
 		keep("a secret as a member", do(t, "POST", p.Public+keysPath, m.bearer(), map[string]any{k: 1}))
 		keep("a secret as an environment", do(t, "POST", p.Public+keysPath, m.bearer(), map[string]any{"key_name": "n", "env": k}))

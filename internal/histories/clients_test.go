@@ -141,7 +141,7 @@ func (w *crowd) send(ctx context.Context, p *process, method, url, token, id str
 func (w *crowd) verify(ctx context.Context, p *process, k *key) (decided bool, v verdict) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	a := w.send(ctx, p, http.MethodPost, p.Internal+"/v1/verify", "", "", api.VerifyKey{Key: k.secret})
+	a := w.send(ctx, p, http.MethodPost, p.Verification+"/v1/verify", "", "", api.VerifyKey{Key: k.secret})
 	var answered api.Verdict
 	switch {
 	case a.unknown():
@@ -334,7 +334,7 @@ func (w *crowd) roll(ctx context.Context, k *key) bool {
 func (w *crowd) turn(ctx context.Context, o *organization, off bool) {
 	active := !off
 	a, _, tried := w.persist(ctx, nil, func(ctx context.Context, p *process, request string) answer {
-		return w.send(ctx, p, http.MethodPut, p.Internal+"/v1/organizations/"+o.id, "", request, api.PutOrganization{IsActive: &active})
+		return w.send(ctx, p, http.MethodPut, p.Admin+"/v1/organizations/"+o.id, "", request, api.PutOrganization{IsActive: &active})
 	})
 	op := operation{act: switchedOn, call: a.call, ret: a.ret}
 	if off {

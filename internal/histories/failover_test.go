@@ -191,7 +191,7 @@ func (w *crowd) countRevoked(of []*key) (count int) {
 
 // metric returns the sum of a metric over its labels.
 func (w *crowd) metric(p *process, name string) (sum float64) {
-	a := w.send(context.Background(), p, http.MethodGet, p.Internal+"/metrics", "", "", nil)
+	a := w.send(context.Background(), p, http.MethodGet, p.Admin+"/metrics", "", "", nil)
 	for _, m := range regexp.MustCompile(`(?m)^`+name+`(?:\{.*\})? (\S+)$`).FindAllStringSubmatch(string(a.body), -1) {
 		value, err := strconv.ParseFloat(m[1], 64)
 		if err != nil {

@@ -624,14 +624,14 @@ func (w *crowd) fallBehind(count int, r *rand.Rand) {
 	p := n.current.Load()
 	for ready := false; !ready; {
 		w.demandValid(p, written[rand.IntN(len(written))])
-		ready = w.send(context.Background(), p, http.MethodGet, p.Internal+"/readyz", "", "", nil).status == http.StatusOK
+		ready = w.send(context.Background(), p, http.MethodGet, p.Verification+"/readyz", "", "", nil).status == http.StatusOK
 		if time.Since(began) > phaseTime {
 			w.tb.Fatal("F22: the node does not catch up")
 		}
 	}
 	took := time.Since(began)
 	var s api.Status
-	a := w.send(context.Background(), p, http.MethodGet, p.Internal+"/v1/status", "", "", nil)
+	a := w.send(context.Background(), p, http.MethodGet, p.Admin+"/v1/status", "", "", nil)
 	if err := json.Unmarshal(a.body, &s); err != nil || s.Revision < revision {
 		w.tb.Errorf("F22: ready at revision %d (%v), behind %d", s.Revision, err, revision)
 	}
@@ -658,7 +658,7 @@ func (w *crowd) freezeBetweenWrites(n *node) {
 
 // demandValid fails the test when a process decides about a secret and refuses it.
 func (w *crowd) demandValid(p *process, secret string) {
-	a := w.send(context.Background(), p, http.MethodPost, p.Internal+"/v1/verify", "", "", api.VerifyKey{Key: secret})
+	a := w.send(context.Background(), p, http.MethodPost, p.Verification+"/v1/verify", "", "", api.VerifyKey{Key: secret})
 	var v api.Verdict
 	if a.status == http.StatusOK && (json.Unmarshal(a.body, &v) != nil || !v.Valid) {
 		w.tb.Errorf("F22: a key written before the node went on is %q", v.Reason)

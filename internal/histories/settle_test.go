@@ -126,7 +126,7 @@ func endsOf(own []operation) (count int, certainly bool) {
 
 func (w *crowd) isOff(ctx context.Context, o *organization) bool {
 	p := w.anyNode().current.Load()
-	a := w.send(ctx, p, http.MethodGet, p.Internal+"/v1/organizations/"+o.id, "", "", nil)
+	a := w.send(ctx, p, http.MethodGet, p.Admin+"/v1/organizations/"+o.id, "", "", nil)
 	var row api.Organization
 	switch {
 	case a.status == http.StatusNotFound:
@@ -158,7 +158,7 @@ func (w *crowd) audit(revokedAt map[string]string, lost, other func(string, ...a
 	byRequest := make(map[string]string) // request id of a revoke to its key
 	first := make(map[string]string)     // key to the time of its end
 	for after, more := int64(0), true; more; {
-		a := w.send(context.Background(), p, http.MethodGet, fmt.Sprintf("%s/v1/audit?limit=1000&after=%d", p.Internal, after), "", "", nil)
+		a := w.send(context.Background(), p, http.MethodGet, fmt.Sprintf("%s/v1/audit?limit=1000&after=%d", p.Admin, after), "", "", nil)
 		var page api.AuditList
 		if a.status != http.StatusOK || json.Unmarshal(a.body, &page) != nil {
 			w.tb.Errorf("the audit log: %d %s", a.status, a.code())
@@ -191,7 +191,7 @@ func (w *crowd) audit(revokedAt map[string]string, lost, other func(string, ...a
 			other("%s was revoked at %s, and its first end in the audit log is at %s", id, at, first[id])
 		}
 	}
-	a := w.send(context.Background(), p, http.MethodPost, p.Internal+"/v1/audit/verify", "", "", nil)
+	a := w.send(context.Background(), p, http.MethodPost, p.Admin+"/v1/audit/verify", "", "", nil)
 	var v api.AuditVerification
 	if a.status != http.StatusOK || json.Unmarshal(a.body, &v) != nil || !v.Intact {
 		other("the audit log does not hold together: %d %v", a.status, v.Findings)

@@ -18,6 +18,7 @@ const (
 	ActReseal          Action = "master_key.reseal"
 	ActProbeMint       Action = "probe.mint"
 	ActProbeEnd        Action = "probe.end"
+	ActUseCredential   Action = "credential.use" // denials only: a credential without the scope (O5)
 )
 
 // Done is the outcome of an act that took effect; a refused one has its error code.
@@ -27,7 +28,7 @@ const Done = "done"
 type AuditEntry struct {
 	Sequence       int64 // set by the store, without gaps from 1
 	At             time.Time
-	Actor          string // the principal's user, "operator", or "keyward" for what it does by itself
+	Actor          string // the principal's user, Operator.AuditActor, or "keyward" for what it does by itself
 	Action         Action
 	OrganizationID string
 	TargetID       string // the key or organization acted on

@@ -16,19 +16,30 @@ type Principal struct {
 // Call is one management call: who asks, and what the log and the audit entry say of it.
 type Call struct {
 	Principal        Principal
-	ConnectedAccount bool // the call carried X-Connected-Account-ID (C3)
+	Operator         string // the actor of a call on the admin listener, which has no Principal
+	ConnectedAccount bool   // the call carried X-Connected-Account-ID (C3)
 	RequestID        string
 	RemoteAddress    string
 }
 
-// Operator is a call on the internal listener, which has no user.
+// Operator is a call on the admin listener, which has no user.
 type Operator struct {
+	Actor         string // in the audit log (O5); empty = OperatorActor
 	RequestID     string
 	RemoteAddress string
 }
 
-// actor is how the audit log names the internal listener's caller.
-const operatorActor = "operator"
+// OperatorActor is an operator in the audit log whose name is not known: the deployment has no
+// credentials. Those with a name are operator:NAME.
+const OperatorActor = "operator"
+
+// AuditActor is the operator in the audit log.
+func (o Operator) AuditActor() string {
+	if o.Actor == "" {
+		return OperatorActor
+	}
+	return o.Actor
+}
 
 var organizationID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$`)
 

@@ -135,7 +135,7 @@ type Announcement struct {
 // Node is a serving process.
 type Node struct {
 	ID      string // drawn anew at every registration, so a late packet of a dead process acknowledges nothing
-	Address string // where the internal listener is reached
+	Address string // where the verification listener is reached
 	Version string
 	Lease   time.Duration // how long a renewal lasts here; a writer waits for the longest
 }

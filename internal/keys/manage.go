@@ -217,7 +217,7 @@ func (s *Service) PutOrganization(ctx context.Context, op Operator, r Organizati
 			return err
 		}
 		return tx.Audit(ctx, AuditEntry{
-			At: tx.Now(), Actor: operatorActor, Action: ActPutOrganization, OrganizationID: o.ID, TargetID: o.ID, Outcome: Done,
+			At: tx.Now(), Actor: op.AuditActor(), Action: ActPutOrganization, OrganizationID: o.ID, TargetID: o.ID, Outcome: Done,
 			Detail:        fmt.Sprintf("active=%t payments_enabled=%t current_env=%s parent=%q", o.Active, o.PaymentsEnabled, o.CurrentEnvironment, o.ParentID),
 			RemoteAddress: op.RemoteAddress, RequestID: op.RequestID, Revision: tx.Revision(),
 		})
@@ -244,7 +244,7 @@ func (s *Service) refuseOperator(ctx context.Context, op Operator, id string, ca
 	if err != nil {
 		return undecided(err)
 	}
-	e := AuditEntry{At: now, Actor: operatorActor, Action: ActPutOrganization, OrganizationID: id, TargetID: id,
+	e := AuditEntry{At: now, Actor: op.AuditActor(), Action: ActPutOrganization, OrganizationID: id, TargetID: id,
 		Outcome: string(refusal.Code), Detail: refusal.Param, RemoteAddress: op.RemoteAddress, RequestID: op.RequestID}
 	if err := s.cfg.Store.Record(ctx, e); err != nil {
 		return undecided(err)

@@ -109,9 +109,10 @@ type Options struct {
 
 // Process is a running binary.
 type Process struct {
-	Dir      string
-	Public   string // base URL of the public listener, no slash at its end
-	Internal string // base URL of the internal listener
+	Dir string
+
+	// Base URLs of the listeners, no slash at their end.
+	Public, Verification, Admin string
 
 	options Options
 	cmd     *exec.Cmd
@@ -131,7 +132,8 @@ func Start(tb testing.TB, o Options) *Process {
 	}
 	p := Run(tb, o)
 	p.Public = p.listening(tb, "public")
-	p.Internal = p.listening(tb, "internal")
+	p.Verification = p.listening(tb, "verification")
+	p.Admin = p.listening(tb, "admin")
 	if !o.NotReady {
 		p.WaitReady(tb)
 	}
@@ -154,7 +156,7 @@ func ServeArgs(tb testing.TB, o Options) []string {
 	}
 	return append([]string{
 		"serve",
-		"--listen=127.0.0.1:0", "--internal-listen=127.0.0.1:0",
+		"--listen=127.0.0.1:0", "--verify-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0",
 		"--database-url=" + o.DatabaseURL, "--master-key-file=" + masterKey,
 		"--jwt-jwks=" + issuer.Config().JWKS, "--jwt-issuer=" + identity.DevIssuerName, "--jwt-audience=" + identity.DevAudience,
 		"--log-format=json",
@@ -299,7 +301,7 @@ func (p *Process) waitMatch(tb testing.TB, out *Output, pattern string) (groups 
 // WaitReady waits until /readyz answers 200.
 func (p *Process) WaitReady(tb testing.TB) {
 	tb.Helper()
-	p.WaitStatus(tb, p.Internal+"/readyz", http.StatusOK)
+	p.WaitStatus(tb, p.Verification+"/readyz", http.StatusOK)
 }
 
 // WaitStatus waits until a GET of url answers with the status.

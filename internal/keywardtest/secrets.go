@@ -27,12 +27,12 @@ type Secrets struct {
 	Inactive       string `json:"inactive"` // of an organization that is switched off
 }
 
-// Issue makes them on a server, whose internal listener takes the token; empty = it asks for none.
-func (p *Process) Issue(tb testing.TB, internalToken string) Secrets {
+// Issue makes them on a server, which takes the credential for every listener; empty = it asks for none.
+func (p *Process) Issue(tb testing.TB, credential string) Secrets {
 	tb.Helper()
 	put := func(id, body string) {
 		tb.Helper()
-		p.call(tb, http.MethodPut, p.Internal+"/v1/organizations/"+id, internalToken, body, nil)
+		p.call(tb, http.MethodPut, p.Admin+"/v1/organizations/"+id, credential, body, nil)
 	}
 	keys := p.Public + keysPath
 	create := func(organization string) api.IssuedKey { tb.Helper(); return p.Create(tb, organization) }
@@ -65,7 +65,7 @@ func (p *Process) Issue(tb testing.TB, internalToken string) Secrets {
 	s.Unknown = unknown.Reveal()
 	if err := Poll(func() bool {
 		var v api.Verdict
-		p.call(tb, http.MethodPost, p.Internal+"/v1/verify", internalToken, `{"key":"`+s.Expired+`"}`, &v)
+		p.call(tb, http.MethodPost, p.Verification+"/v1/verify", credential, `{"key":"`+s.Expired+`"}`, &v)
 		return v.Reason == "expired"
 	}, p.exited); err != nil {
 		tb.Fatalf("the overlap's end: %v", err)

@@ -38,8 +38,8 @@ type Config struct {
 	Nodes   func(ctx context.Context) ([]keys.ServingNode, error) // those registered now
 	Every   time.Duration                                         // between two probes of the whole deployment
 
-	Token  string        // what the internal listeners ask for; empty = nothing
-	TLS    *tls.Config   // of a client of the internal listeners; nil = they are asked in the clear
+	Token  string        // what the verification listeners ask for; empty = nothing
+	TLS    *tls.Config   // of a client of the verification listeners; nil = they are asked in the clear
 	Budget time.Duration // of each of the two writes; 0 = 30 s
 	Logger *slog.Logger
 }

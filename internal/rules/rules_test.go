@@ -40,12 +40,14 @@ var mayImport = map[string][]string{
 	"internal/identity":             {"internal/keys"},
 	"internal/probe":                {"api", "token", "internal/keys"},
 	"internal/door":                 {"api", "token", "internal/credential", "internal/keys", "internal/verify"},
-	"internal/extauthz":             {"api", "token", "internal/credential", "internal/keys", "internal/verify", "internal/door"},
-	"internal/server":               {"api", "token", "internal/credential", "internal/door", "internal/keys", "internal/verify", "internal/identity", "internal/failpoint", "internal/sqlstore"},
-	"cmd/keyward":                   {"", "api", "token", "internal/keys", "internal/verify", "internal/identity", "internal/seal", "internal/sqlstore", "internal/probe", "internal/server", "internal/extauthz", "examples/payments/paymentsapi"},
+	"internal/reload":               {},
+	"internal/access":               {"api", "internal/keys"},
+	"internal/extauthz":             {"api", "token", "internal/access", "internal/credential", "internal/keys", "internal/verify", "internal/door"},
+	"internal/server":               {"api", "token", "internal/credential", "internal/access", "internal/door", "internal/keys", "internal/reload", "internal/verify", "internal/identity", "internal/failpoint", "internal/sqlstore"},
+	"cmd/keyward":                   {"", "api", "token", "internal/keys", "internal/verify", "internal/identity", "internal/seal", "internal/sqlstore", "internal/probe", "internal/server", "internal/extauthz", "internal/access", "internal/door", "internal/reload", "examples/payments/paymentsapi"},
 	"examples/payments":             {"", "examples/payments/paymentsapi"},
 	"examples/payments/paymentsapi": {""},
-	"bench":                         {"api", "token", "internal/keys", "internal/seal", "internal/sqlstore", "internal/verify", "internal/server", "internal/extauthz"},
+	"bench":                         {"api", "token", "internal/keys", "internal/seal", "internal/sqlstore", "internal/verify", "internal/access", "internal/server", "internal/extauthz"},
 }
 
 // testRooms are imported by tests alone.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/access"
 	"github.com/syncgram/keyward/internal/credential"
 	"github.com/syncgram/keyward/internal/door"
 	"github.com/syncgram/keyward/internal/identity"
@@ -34,6 +35,7 @@ type exchange struct {
 	ctx       context.Context
 	requestID string
 	named     [1]string // requestID, as the value of its header
+	clients   *door.Clients
 	route     *route
 	segment   string     // the text of the path's {name} segment
 	query     url.Values // only the parameters the route takes, each once
@@ -65,11 +67,16 @@ func (x *exchange) Write(b []byte) (int, error) {
 // Unwrap is for http.ResponseController.
 func (x *exchange) Unwrap() http.ResponseWriter { return x.ResponseWriter }
 
+// ClientAddress is whom the request comes from, for the log and the audit log (R8).
+func (x *exchange) ClientAddress() string {
+	return x.clients.Address(x.r.RemoteAddr, x.r.Header["X-Forwarded-For"])
+}
+
 // handler is what every request of a listener passes.
 func (s *Server) handler(l *listener) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began := time.Now()
-		x := &exchange{ResponseWriter: w, r: r, ctx: r.Context(), route: &l.unmatched, requestID: s.requestIDs.Of(r.Header["X-Request-Id"])}
+		x := &exchange{ResponseWriter: w, r: r, ctx: r.Context(), route: &l.unmatched, requestID: s.requestIDs.Of(r.Header["X-Request-Id"]), clients: &s.cfg.Clients}
 		defer func() {
 			panicked := recover()
 			answered := panicked == nil || panicked != http.ErrAbortHandler && s.survive(l, x, panicked)
@@ -87,8 +94,18 @@ func (s *Server) handler(l *listener) http.Handler {
 // serve lets the request through to its route.
 func (s *Server) serve(l *listener, x *exchange) error {
 	x.prepare(l)
+	if l.name == admin {
+		if err := s.checkSite(x.r); err != nil {
+			return err
+		}
+	}
 	if answered, err := s.match(l, x); answered || err != nil {
 		return err
+	}
+	if l.name == admin {
+		if err := checkForm(x.r); err != nil {
+			return err
+		}
 	}
 	x.nginx = x.route.pattern == authorizePath && nginxAsks(x.r.URL)
 	if headerSize(x.r) > door.MaxHeader {
@@ -156,10 +173,10 @@ func (s *Server) match(l *listener, x *exchange) (answered bool, err error) {
 	return false, &keys.Error{Code: api.MethodNotAllowed, Detail: "This path does not take this method. Allow says which it takes."}
 }
 
-// admit lets the caller of a route through, or not (C1–C5, R3).
+// admit lets the caller of a route through, or not (C1–C5, O5).
 func (s *Server) admit(x *exchange) error {
 	if !x.route.quiet {
-		x.call = keys.Call{RequestID: x.requestID, RemoteAddress: door.RemoteAddress(x.r.RemoteAddr)}
+		x.call = keys.Call{RequestID: x.requestID, RemoteAddress: x.ClientAddress()}
 	}
 	switch x.route.auth {
 	case userToken:
@@ -168,32 +185,17 @@ func (s *Server) admit(x *exchange) error {
 			return err
 		}
 		return s.cfg.Service.Admit(x.ctx, x.call, x.route.action, x.segment)
-	case internalToken:
-		return s.tokens.Check(credential.Bearer(x.r.Header["Authorization"]))
-	case oauthClient:
-		return s.checkClient(x.r.Header["Authorization"])
-	case forwarded:
-		if values := x.r.Header["X-Internal-Token"]; len(values) == 1 {
-			return s.tokens.Check(values[0])
-		}
-		return s.tokens.Check("")
-	default:
+	case open:
 		return nil
 	}
-}
-
-// checkClient takes an internal token as a bearer token, or as the secret of an OAuth client of any name that authenticates by
-// client_secret_basic (RFC 6749 section 2.3.1). That has it form-encoded, but many clients send it as it is: either is the token.
-func (s *Server) checkClient(authorization []string) error {
-	if len(authorization) == 1 {
-		if _, secret, ok := credential.Basic(authorization[0]); ok {
-			if decoded, err := url.QueryUnescape(secret); err == nil && s.tokens.Check(decoded) == nil {
-				return nil
-			}
-			return s.tokens.Check(secret)
-		}
+	caller, err := s.cfg.Access.Admit(x.ctx, access.Attempt{
+		Presented: presented(x.route.auth, x.r), Need: x.route.scope,
+		Route: x.route.name, RequestID: x.requestID, Client: x,
+	})
+	if caller.Scopes != 0 && !x.route.quiet {
+		x.call.Operator = caller.Actor()
 	}
-	return s.tokens.Check(credential.Bearer(authorization))
+	return err
 }
 
 // authenticate sets the principal from the bearer token (C1).
@@ -421,12 +423,15 @@ func (s *Server) account(l *listener, x *exchange, took time.Duration) {
 	attrs = append(attrs,
 		slog.String("listener", l.name), slog.String("method", door.Method(x.r.Method)), slog.String("route", x.route.pattern),
 		slog.Int("status", x.status), slog.Float64("duration_ms", float64(took)/float64(time.Millisecond)),
-		slog.String("request_id", x.requestID), slog.String("remote", door.RemoteAddress(x.r.RemoteAddr)))
+		slog.String("request_id", x.requestID), slog.String("remote", x.ClientAddress()))
 	if x.route.auth == forwarded {
 		attrs = append(attrs, s.original(x.r.Header)...)
 	}
 	if x.call.Principal.User != "" {
 		attrs = append(attrs, slog.String("user", x.call.Principal.User), slog.String("organization", x.call.Principal.OrganizationID))
+	}
+	if x.call.Operator != "" {
+		attrs = append(attrs, slog.String("actor", x.call.Operator))
 	}
 	if x.code != "" {
 		attrs = append(attrs, slog.String("code", string(x.code)))

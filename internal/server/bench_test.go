@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/syncgram/keyward/internal/access"
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/verify"
 	"github.com/syncgram/keyward/token"
@@ -26,7 +27,7 @@ func BenchmarkDoors(b *testing.B) {
 		b.Fatal(err)
 	}
 	s, err := New(Config{
-		Service: new(keys.Service), Authenticator: noKeySet{}, Verifier: constant{}, Operations: brokenOperations{}, Format: format,
+		Service: new(keys.Service), Authenticator: noKeySet{}, Verifier: constant{}, Operations: brokenOperations{}, Format: format, Access: access.Open(),
 		Logger: slog.New(slog.NewJSONHandler(io.Discard, nil)),
 	})
 	if err != nil {
@@ -45,8 +46,8 @@ func BenchmarkDoors(b *testing.B) {
 		h                        http.Handler
 	}{
 		{"bare", "POST", "/v1/verify", body, bare},
-		{"verify", "POST", "/v1/verify", body, s.Internal()},
-		{"authorize", "GET", "/v1/authorize", "", s.Internal()},
+		{"verify", "POST", "/v1/verify", body, s.Verification()},
+		{"authorize", "GET", "/v1/authorize", "", s.Verification()},
 	} {
 		b.Run(bb.name, func(b *testing.B) {
 			b.ReportAllocs()

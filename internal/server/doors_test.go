@@ -98,7 +98,7 @@ func TestV1Verify(t *testing.T) {
 		})
 	}
 
-	url := p.internal + "/v1/verify"
+	url := p.verification + "/v1/verify"
 	for _, tt := range []struct{ name, body, param string }{
 		{"nothing", `{}`, "key"}, {"null", `{"key":null}`, "key"}, {"number", `{"key":1}`, "key"}, {"array", `{"key":[]}`, "key"},
 		{"lone surrogate", `{"key":"\ud800"}`, "key"}, {"invalid UTF-8", "{\"key\":\"\xff\"}", "key"},
@@ -148,13 +148,13 @@ func TestV3HeaderNarrows(t *testing.T) {
 				body = `{"key":"` + p.live.Key + `","connected_account_id":"` + tt.account + `"}`
 				form.Set("connected_account_id", tt.account)
 			}
-			got := p.do(ask{method: "POST", url: p.internal + "/v1/verify", body: body, header: http.Header{"X-Connected-Account-Id": tt.header}})
+			got := p.do(ask{method: "POST", url: p.verification + "/v1/verify", body: body, header: http.Header{"X-Connected-Account-Id": tt.header}})
 			if tt.reason == "" {
 				got.refused(t, 400, api.InvalidRequest, "connected_account_id")
 			} else if v := decode[api.Verdict](t, got.body); got.status != 200 || v.Reason != tt.reason || v.ConnectedAccountID != tt.acting {
 				t.Errorf("verify: %d %s", got.status, got.body)
 			}
-			got = p.do(ask{method: "POST", url: p.internal + "/v1/introspect", body: form.Encode(), header: http.Header{
+			got = p.do(ask{method: "POST", url: p.verification + "/v1/introspect", body: form.Encode(), header: http.Header{
 				"Content-Type": {"application/x-www-form-urlencoded"}, "X-Connected-Account-Id": tt.header}})
 			if tt.reason != "valid" {
 				if got.status != 200 || got.body != `{"active":false}` {
@@ -165,7 +165,7 @@ func TestV3HeaderNarrows(t *testing.T) {
 			}
 		})
 	}
-	got := p.do(ask{method: "POST", url: p.internal + "/v1/introspect", body: "connected_account_id=&token=" + p.live.Key, header: http.Header{
+	got := p.do(ask{method: "POST", url: p.verification + "/v1/introspect", body: "connected_account_id=&token=" + p.live.Key, header: http.Header{
 		"Content-Type": {"application/x-www-form-urlencoded"}, "X-Connected-Account-Id": {"org_child"}}})
 	if got.status != 200 || got.body != `{"active":false}` {
 		t.Errorf("an empty one in the form: %d %s", got.status, got.body)
@@ -295,7 +295,7 @@ func TestV2Authorize(t *testing.T) {
 					header = http.Header{}
 				}
 				header["X-Request-Id"] = []string{"same"}
-				got := p.do(ask{method: method, url: p.internal + "/v1/authorize" + tt.query, header: header})
+				got := p.do(ask{method: method, url: p.verification + "/v1/authorize" + tt.query, header: header})
 				if got.status != tt.status {
 					t.Fatalf("%s: %d, want %d: %s", method, got.status, tt.status, got.body)
 				}
@@ -370,7 +370,7 @@ func TestV2AuthorizeForNginx(t *testing.T) {
 		{"headers too large", "", with(secret(p.live.Key), "X-Much", strings.Repeat("x", door.MaxHeader)), 403, "431", api.HeadersTooLarge},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			got := p.do(ask{method: "GET", url: p.internal + "/v1/authorize?mode=nginx" + tt.query, header: tt.header})
+			got := p.do(ask{method: "GET", url: p.verification + "/v1/authorize?mode=nginx" + tt.query, header: tt.header})
 			if got.status != tt.status || got.header.Get("X-Keyward-Status") != tt.meant || got.problem.Code != tt.code {
 				t.Fatalf("%d, meant %q, code %q", got.status, got.header.Get("X-Keyward-Status"), got.problem.Code)
 			}
@@ -383,7 +383,7 @@ func TestV2AuthorizeForNginx(t *testing.T) {
 		})
 	}
 	for _, query := range []string{"?mode=", "?mode=envoy", "?mode=NGINX", "?mode=plain&mode=nginx"} {
-		got := p.do(ask{method: "GET", url: p.internal + "/v1/authorize" + query, header: secret(p.live.Key)})
+		got := p.do(ask{method: "GET", url: p.verification + "/v1/authorize" + query, header: secret(p.live.Key)})
 		got.refused(t, 400, api.InvalidRequest, "mode")
 		if len(names(got.header, "X-Keyward-")) > 0 {
 			t.Errorf("%s: %v", query, got.header)
@@ -407,7 +407,7 @@ func TestV4AuthorizeForEnvoyOverHTTP(t *testing.T) {
 			{":test", p.live.Key, 401}, {":test", p.test.Key, 200}, {":test", p.revoked.Key, 401},
 		} {
 			for _, method := range []string{"GET", "POST", "OPTIONS", "DELETE"} {
-				got := p.do(ask{method: method, url: p.internal + "/v1/authorize" + tt.prefix + asked, header: http.Header{"X-Api-Key": {tt.secret}}})
+				got := p.do(ask{method: method, url: p.verification + "/v1/authorize" + tt.prefix + asked, header: http.Header{"X-Api-Key": {tt.secret}}})
 				if got.status != tt.status || got.header.Get("X-Keyward-Status") != "" {
 					t.Errorf("%s %s%s: %d, want %d: %s", method, tt.prefix, asked, got.status, tt.status, got.body)
 				}
@@ -415,7 +415,7 @@ func TestV4AuthorizeForEnvoyOverHTTP(t *testing.T) {
 		}
 	}
 	for _, asked := range []string{"/" + p.live.Key, "/x?key=" + p.live.Key, "/x/" + percent(p.live.Key), "/x?" + percent(percent(p.live.Key))} {
-		p.do(ask{method: "GET", url: p.internal + "/v1/authorize:live" + asked, header: http.Header{"X-Api-Key": {p.live.Key}}}).refused(t, 400, api.InvalidRequest, "")
+		p.do(ask{method: "GET", url: p.verification + "/v1/authorize:live" + asked, header: http.Header{"X-Api-Key": {p.live.Key}}}).refused(t, 400, api.InvalidRequest, "")
 	}
 }
 
@@ -443,7 +443,7 @@ func TestV7AuthorizeLogsTheOriginal(t *testing.T) {
 		id := "original-" + strings.ReplaceAll(name, " ", "-")
 		header := tt.header.Clone()
 		header["X-Api-Key"], header["X-Request-Id"] = []string{p.live.Key}, []string{id}
-		if got := p.do(ask{method: "GET", url: p.internal + "/v1/authorize", header: header}); got.status != 200 {
+		if got := p.do(ask{method: "GET", url: p.verification + "/v1/authorize", header: header}); got.status != 200 {
 			t.Errorf("%s: %d", name, got.status)
 		}
 		line := map[string]any{}
@@ -482,7 +482,7 @@ func TestV4Introspect(t *testing.T) {
 	p := newPeople(t)
 	form := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
 	introspect := func(values url.Values) reply {
-		return p.do(ask{method: "POST", url: p.internal + "/v1/introspect", body: values.Encode(), header: form})
+		return p.do(ask{method: "POST", url: p.verification + "/v1/introspect", body: values.Encode(), header: form})
 	}
 	got := introspect(url.Values{"token": {p.live.Key}, "token_type_hint": {"refresh_token"}, "unknown": {"ignored", "twice"}})
 	created, _ := time.Parse(time.RFC3339, p.live.CreatedAt)
@@ -527,10 +527,10 @@ func TestV4Introspect(t *testing.T) {
 	introspect(url.Values{"token": {p.live.Key, p.live.Key}}).refused(t, 400, api.InvalidRequest, "token")
 	introspect(url.Values{"token": {"x"}, "connected_account_id": {"a", "b"}}).refused(t, 400, api.InvalidRequest, "connected_account_id")
 	introspect(url.Values{"token": {strings.Repeat("x", maxBody)}}).refused(t, 413, api.BodyTooLarge, "")
-	p.do(ask{method: "POST", url: p.internal + "/v1/introspect", body: `{"token":"x"}`}).refused(t, 415, api.UnsupportedMediaType, "Content-Type")
-	p.do(ask{method: "POST", url: p.internal + "/v1/introspect", body: "token=%zz", header: form}).refused(t, 400, api.InvalidRequest, "")
-	p.do(ask{method: "POST", url: p.internal + "/v1/introspect?token=" + p.live.Key, body: "token=x", header: form}).refused(t, 400, api.InvalidRequest, "")
-	p.do(ask{method: "GET", url: p.internal + "/v1/introspect"}).refused(t, 405, api.MethodNotAllowed, "")
+	p.do(ask{method: "POST", url: p.verification + "/v1/introspect", body: `{"token":"x"}`}).refused(t, 415, api.UnsupportedMediaType, "Content-Type")
+	p.do(ask{method: "POST", url: p.verification + "/v1/introspect", body: "token=%zz", header: form}).refused(t, 400, api.InvalidRequest, "")
+	p.do(ask{method: "POST", url: p.verification + "/v1/introspect?token=" + p.live.Key, body: "token=x", header: form}).refused(t, 400, api.InvalidRequest, "")
+	p.do(ask{method: "GET", url: p.verification + "/v1/introspect"}).refused(t, 405, api.MethodNotAllowed, "")
 }
 
 // V1, V2, V4: what cannot be decided is 503 at every door, and never valid.
@@ -538,11 +538,11 @@ func TestV1Undecided(t *testing.T) {
 	f := newFixture(t, func(s *setup) { s.verifier = func(v Verifier) Verifier { return undecided{v} } })
 	secret := f.secret(keys.Live)
 	for _, r := range []ask{
-		{method: "POST", url: f.internal + "/v1/verify", body: `{"key":"` + secret + `"}`},
-		{method: "GET", url: f.internal + "/v1/authorize", header: http.Header{"X-Api-Key": {secret}}},
-		{method: "POST", url: f.internal + "/v1/introspect", body: "token=" + secret, header: http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}},
-		{method: "GET", url: f.internal + "/readyz"},  // R5
-		{method: "GET", url: f.internal + "/healthz"}, // R5
+		{method: "POST", url: f.verification + "/v1/verify", body: `{"key":"` + secret + `"}`},
+		{method: "GET", url: f.verification + "/v1/authorize", header: http.Header{"X-Api-Key": {secret}}},
+		{method: "POST", url: f.verification + "/v1/introspect", body: "token=" + secret, header: http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}},
+		{method: "GET", url: f.verification + "/readyz"},  // R5
+		{method: "GET", url: f.verification + "/healthz"}, // R5
 	} {
 		got := f.do(r)
 		got.refused(t, 503, api.Unavailable, "")
@@ -550,10 +550,10 @@ func TestV1Undecided(t *testing.T) {
 			t.Errorf("%s: %v", r.url, got.header)
 		}
 	}
-	if got := f.do(ask{method: "GET", url: f.internal + "/livez"}); got.status != 200 || got.body != "ok\n" {
+	if got := f.do(ask{method: "GET", url: f.verification + "/livez"}); got.status != 200 || got.body != "ok\n" {
 		t.Errorf("livez: %d", got.status)
 	}
-	scrape := f.do(ask{method: "GET", url: f.internal + "/metrics"}).body
+	scrape := f.do(ask{method: "GET", url: f.admin + "/metrics"}).body
 	for _, door := range []string{"verify", "authorize", "introspect"} {
 		if !strings.Contains(scrape, `keyward_verifications_total{door="`+door+`",path="closed",reason="undecided"} 1`) {
 			t.Errorf("door %s is not counted", door)
@@ -562,7 +562,7 @@ func TestV1Undecided(t *testing.T) {
 	if !strings.Contains(scrape, "keyward_ready 0") {
 		t.Error("not ready is not shown")
 	}
-	got := decode[api.Status](t, f.do(ask{method: "GET", url: f.internal + "/v1/status"}).body)
+	got := decode[api.Status](t, f.do(ask{method: "GET", url: f.admin + "/v1/status"}).body)
 	if got.Checks[0].Status != "fail" {
 		t.Errorf("status: %+v", got.Checks[0])
 	}
@@ -579,7 +579,7 @@ func (undecided) Ready() error { return verify.ErrUndecided }
 func TestO1Organizations(t *testing.T) {
 	f := newFixture(t)
 	put := func(id, body string) reply {
-		return f.do(ask{method: "PUT", url: f.internal + "/v1/organizations/" + id, body: body})
+		return f.do(ask{method: "PUT", url: f.admin + "/v1/organizations/" + id, body: body})
 	}
 	f.put("org_p", `{"name":"Parent","payments_enabled":true}`)
 	f.put("org_c", `{"parent_organization_id":"org_p"}`)
@@ -623,21 +623,21 @@ func TestO1Organizations(t *testing.T) {
 	if again := put("org_p", `{"name":"Parent","payments_enabled":true,"current_env":"test"}`); decode[api.Organization](t, again.body).CreatedAt != o.CreatedAt {
 		t.Error("created_at moved")
 	}
-	child := decode[api.Organization](t, f.do(ask{method: "GET", url: f.internal + "/v1/organizations/org_c"}).body)
+	child := decode[api.Organization](t, f.do(ask{method: "GET", url: f.admin + "/v1/organizations/org_c"}).body)
 	if child.ParentOrganizationID == nil || *child.ParentOrganizationID != "org_p" || child.CurrentEnv != "test" || !child.IsActive {
 		t.Errorf("child: %+v", child)
 	}
 	f.put("org:d.e-f_1", `{}`)
-	if got := f.do(ask{method: "GET", url: f.internal + "/v1/organizations/org%3Ad.e-f_1"}); got.status != 200 {
+	if got := f.do(ask{method: "GET", url: f.admin + "/v1/organizations/org%3Ad.e-f_1"}); got.status != 200 {
 		t.Errorf("an id with a colon, encoded: %d", got.status)
 	}
 	for _, id := range []string{"org_none", "..", "%00", "org%20x"} {
-		f.do(ask{method: "GET", url: f.internal + "/v1/organizations/" + id}).refused(t, 404, api.OrganizationNotFound, "")
+		f.do(ask{method: "GET", url: f.admin + "/v1/organizations/" + id}).refused(t, 404, api.OrganizationNotFound, "")
 	}
 
 	var ids []string
 	for cursor := ""; ; {
-		page := decode[api.OrganizationList](t, f.do(ask{method: "GET", url: f.internal + "/v1/organizations?limit=2" + cursor}).body)
+		page := decode[api.OrganizationList](t, f.do(ask{method: "GET", url: f.admin + "/v1/organizations?limit=2" + cursor}).body)
 		for _, o := range page.Organizations {
 			ids = append(ids, o.OrganizationID)
 		}
@@ -653,7 +653,7 @@ func TestO1Organizations(t *testing.T) {
 		t.Error(diff)
 	}
 	for query, param := range map[string]string{"?limit=0": "limit", "?limit=101": "limit", "?limit=x": "limit", "?cursor=%00": "cursor", "?cursor=": "cursor", "?after=x": "after"} {
-		f.do(ask{method: "GET", url: f.internal + "/v1/organizations" + query}).refused(t, 400, api.InvalidRequest, param)
+		f.do(ask{method: "GET", url: f.admin + "/v1/organizations" + query}).refused(t, 400, api.InvalidRequest, param)
 	}
 }
 
@@ -662,7 +662,7 @@ func TestOperations(t *testing.T) {
 	p := newPeople(t)
 	var entries []api.AuditEntry
 	for after := int64(0); ; {
-		page := decode[api.AuditList](t, p.do(ask{method: "GET", url: fmt.Sprintf("%s/v1/audit?limit=3&after=%d", p.internal, after)}).body)
+		page := decode[api.AuditList](t, p.do(ask{method: "GET", url: fmt.Sprintf("%s/v1/audit?limit=3&after=%d", p.admin, after)}).body)
 		entries = append(entries, page.Entries...)
 		after = page.NextSequence
 		if !page.HasMore {
@@ -674,35 +674,35 @@ func TestOperations(t *testing.T) {
 			t.Errorf("entry %d: %+v", i, e)
 		}
 	}
-	one := decode[api.AuditList](t, p.do(ask{method: "GET", url: p.internal + "/v1/audit?target_id=" + p.revoked.APIKeyID}).body)
+	one := decode[api.AuditList](t, p.do(ask{method: "GET", url: p.admin + "/v1/audit?target_id=" + p.revoked.APIKeyID}).body)
 	if len(one.Entries) != 2 || one.Entries[0].Action != "key.create" || one.Entries[1].Action != "key.revoke" || one.Entries[1].Actor != "u4" {
 		t.Errorf("of one key: %+v", one.Entries)
 	}
-	org := decode[api.AuditList](t, p.do(ask{method: "GET", url: p.internal + "/v1/audit?organization_id=org_test&limit=1000"}).body)
+	org := decode[api.AuditList](t, p.do(ask{method: "GET", url: p.admin + "/v1/audit?organization_id=org_test&limit=1000"}).body)
 	if len(org.Entries) != 1 || org.HasMore {
 		t.Errorf("of one organization: %+v", org)
 	}
-	end := decode[api.AuditList](t, p.do(ask{method: "GET", url: p.internal + "/v1/audit?after=9223372036854775807"}).body)
+	end := decode[api.AuditList](t, p.do(ask{method: "GET", url: p.admin + "/v1/audit?after=9223372036854775807"}).body)
 	if len(end.Entries) != 0 || end.HasMore {
 		t.Errorf("past the end: %+v", end)
 	}
 	for query, param := range map[string]string{"after=-1": "after", "after=x": "after", "limit=0": "limit", "limit=1001": "limit", "organization_id=": "organization_id", "target_id=%00": "target_id", "user=u": "user"} {
-		p.do(ask{method: "GET", url: p.internal + "/v1/audit?" + query}).refused(t, 400, api.InvalidRequest, param)
+		p.do(ask{method: "GET", url: p.admin + "/v1/audit?" + query}).refused(t, 400, api.InvalidRequest, param)
 	}
 
-	checked := decode[api.AuditVerification](t, p.do(ask{method: "POST", url: p.internal + "/v1/audit/verify"}).body)
+	checked := decode[api.AuditVerification](t, p.do(ask{method: "POST", url: p.admin + "/v1/audit/verify"}).body)
 	if !checked.Intact || checked.Entries != int64(len(entries)) || checked.Hash != entries[len(entries)-1].Hash {
 		t.Errorf("verified: %+v", checked)
 	}
-	if got := p.do(ask{method: "POST", url: p.internal + "/v1/master-key/rotate"}); got.status != 200 {
+	if got := p.do(ask{method: "POST", url: p.admin + "/v1/master-key/rotate"}); got.status != 200 {
 		t.Errorf("rotate: %d %s", got.status, got.body)
 	}
-	status := decode[api.Status](t, p.do(ask{method: "GET", url: p.internal + "/v1/status"}).body)
+	status := decode[api.Status](t, p.do(ask{method: "GET", url: p.admin + "/v1/status"}).body)
 	if status.Version != "test" || status.Database != "sqlite" || status.Keys < 6 || status.Revision == 0 || len(status.Checks) < 3 || status.Checks[0].Status != "ok" {
 		t.Errorf("status: %+v", status)
 	}
 	for _, path := range []string{"/healthz", "/livez", "/readyz"} {
-		if got := p.do(ask{method: "GET", url: p.internal + path}); got.status != 200 || got.body != "ok\n" {
+		if got := p.do(ask{method: "GET", url: p.verification + path}); got.status != 200 || got.body != "ok\n" {
 			t.Errorf("%s: %d %s", path, got.status, got.body)
 		}
 	}
@@ -712,10 +712,10 @@ func TestOperations(t *testing.T) {
 func TestOperationsAway(t *testing.T) {
 	f := newFixture(t, func(s *setup) { s.server.Operations = brokenOperations{} })
 	for _, r := range []ask{
-		{method: "GET", url: f.internal + "/v1/audit"},
-		{method: "POST", url: f.internal + "/v1/audit/verify"},
-		{method: "POST", url: f.internal + "/v1/master-key/rotate"},
-		{method: "GET", url: f.internal + "/v1/nodes"},
+		{method: "GET", url: f.admin + "/v1/audit"},
+		{method: "POST", url: f.admin + "/v1/audit/verify"},
+		{method: "POST", url: f.admin + "/v1/master-key/rotate"},
+		{method: "GET", url: f.admin + "/v1/nodes"},
 	} {
 		got := f.do(r)
 		got.refused(t, 503, api.Unavailable, "")
@@ -723,7 +723,7 @@ func TestOperationsAway(t *testing.T) {
 			t.Errorf("the cause is told: %s", got.body)
 		}
 	}
-	status := decode[api.Status](t, f.do(ask{method: "GET", url: f.internal + "/v1/status"}).body)
+	status := decode[api.Status](t, f.do(ask{method: "GET", url: f.admin + "/v1/status"}).body)
 	if last := status.Checks[len(status.Checks)-1]; last.Name != "database" || last.Status != "fail" {
 		t.Errorf("status: %+v", last)
 	}

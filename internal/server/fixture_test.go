@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/access"
 	"github.com/syncgram/keyward/internal/apitest"
 	"github.com/syncgram/keyward/internal/identity"
 	"github.com/syncgram/keyward/internal/keys"
@@ -35,22 +36,24 @@ type setup struct {
 	store    func(keys.Store) keys.Store
 	barrier  func(keys.Barrier) keys.Barrier
 	verifier func(Verifier) Verifier
+
+	credentials string // a credentials file with tokens in plain; empty = everybody may do everything
 }
 
-// fixture is both listeners on loopback, over a database of their own in a temporary folder. Every
+// fixture is the three listeners on loopback, over a database of their own in a temporary folder. Every
 // exchange is held against the OpenAPI document (C28), and at the end everything that was said is
 // searched for every secret that was used (V7).
 type fixture struct {
-	t        *testing.T
-	server   *Server
-	service  *keys.Service
-	store    *sqlstore.Store
-	format   token.Format
-	public   string
-	internal string
-	client   *http.Client
-	log      *lockedBuffer
-	offset   atomic.Int64 // of the clock, in nanoseconds
+	t       *testing.T
+	server  *Server
+	service *keys.Service
+	store   *sqlstore.Store
+	format  token.Format
+	client  *http.Client
+	log     *lockedBuffer
+	offset  atomic.Int64 // of the clock, in nanoseconds
+
+	public, verification, admin string // base URLs
 
 	issuer *identity.DevIssuer
 
@@ -129,14 +132,21 @@ func newFixture(t *testing.T, change ...func(*setup)) *fixture {
 	f.service, err = keys.NewService(s.service)
 	must(err)
 	s.server.Service = f.service
+	s.server.Access = access.Open()
+	if s.credentials != "" {
+		all, err := access.Parse([]byte(s.credentials))
+		must(err)
+		s.server.Access = access.NewGate(func() access.Credentials { return all }, f.service.RecordDenied)
+		for line := range strings.Lines(s.credentials) {
+			f.hide(strings.Fields(line)[2])
+		}
+	}
 	s.server.Metrics.WatchPools(f.store.Stats)
 	f.server, err = New(s.server)
 	must(err)
-	for _, secret := range s.server.InternalTokens {
-		f.hide(secret)
-	}
 	f.public = f.listen(f.server.Public(), logger)
-	f.internal = f.listen(f.server.Internal(), logger)
+	f.verification = f.listen(f.server.Verification(), logger)
+	f.admin = f.listen(f.server.Admin(), logger)
 	transport := &http.Transport{}
 	f.client = &http.Client{
 		Transport:     apitest.Transport(t, transport),
@@ -299,6 +309,13 @@ func (f *fixture) do(a ask) reply {
 	return got
 }
 
+// listeners are the base URLs by the names that the document uses.
+func (f *fixture) listeners() map[apitest.Listener]string {
+	return map[apitest.Listener]string{
+		apitest.Public: f.public, apitest.Verification: f.verification, apitest.Admin: f.admin,
+	}
+}
+
 // keysURL is where keys are managed.
 func (f *fixture) keysURL() string { return f.public + "/api/v1/auth/api-keys" }
 
@@ -323,7 +340,7 @@ func (f *fixture) issued(got reply) api.IssuedKey {
 // put puts an organization.
 func (f *fixture) put(id, body string) {
 	f.t.Helper()
-	if got := f.do(ask{method: "PUT", url: f.internal + "/v1/organizations/" + id, body: body}); got.status != http.StatusOK {
+	if got := f.do(ask{method: "PUT", url: f.admin + "/v1/organizations/" + id, body: body}); got.status != http.StatusOK {
 		f.t.Fatalf("put %s: %d %s", id, got.status, got.body)
 	}
 }
@@ -334,7 +351,7 @@ func (f *fixture) live(id string) { f.t.Helper(); f.put(id, `{"payments_enabled"
 // verify asks POST /v1/verify.
 func (f *fixture) verify(secret, members string) api.Verdict {
 	f.t.Helper()
-	got := f.do(ask{method: "POST", url: f.internal + "/v1/verify", body: `{"key":"` + secret + `"` + members + `}`})
+	got := f.do(ask{method: "POST", url: f.verification + "/v1/verify", body: `{"key":"` + secret + `"` + members + `}`})
 	if got.status != http.StatusOK {
 		f.t.Fatalf("verify: %d %s", got.status, got.body)
 	}

@@ -9,10 +9,10 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"sync"
 	"time"
 
 	"github.com/syncgram/keyward/internal/door"
+	"github.com/syncgram/keyward/internal/reload"
 )
 
 // Limits bounds what one connection may take. The zero value of each is its default.
@@ -68,75 +68,20 @@ type TLSFiles struct {
 	ClientCA  string // PEM; when set, only clients with a certificate of it are served
 }
 
-// reread is the least time between two looks at the files.
-const reread = time.Second
-
 // TLSConfig reads the files, and reads them again when they change, so that a certificate is renewed
-// without a restart. Files that cannot be read then are logged, and the last good ones stay.
-func TLSConfig(f TLSFiles, logger *slog.Logger) (*tls.Config, error) {
-	c := &certificates{files: f, logger: logger}
-	stamp, err := f.stamp()
+// without a restart.
+func TLSConfig(f TLSFiles, files *reload.Files) (*tls.Config, error) {
+	paths := []string{f.Cert, f.Key}
+	if f.ClientCA != "" {
+		paths = append(paths, f.ClientCA)
+	}
+	current, err := reload.Watch(files, "TLS certificate", paths, f.load)
 	if err != nil {
 		return nil, err
 	}
-	if c.current, err = f.load(); err != nil {
-		return nil, err
-	}
-	c.stamp, c.looked = stamp, time.Now()
-	outer := c.current.Clone()
-	outer.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return c.get(), nil }
+	outer := current.Get().Clone()
+	outer.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return current.Get(), nil }
 	return outer, nil
-}
-
-// certificates is what the files said last.
-type certificates struct {
-	files  TLSFiles
-	logger *slog.Logger
-
-	mu      sync.Mutex
-	current *tls.Config // never changed, only replaced
-	stamp   string
-	looked  time.Time
-}
-
-func (c *certificates) get() *tls.Config {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if time.Since(c.looked) < reread {
-		return c.current
-	}
-	c.looked = time.Now()
-	stamp, err := c.files.stamp()
-	if err == nil && stamp == c.stamp {
-		return c.current
-	}
-	var loaded *tls.Config
-	if err == nil {
-		loaded, err = c.files.load()
-	}
-	if err != nil {
-		c.logger.Error("the TLS files changed and cannot be read; the former certificate stays", "error", err)
-		return c.current
-	}
-	c.logger.Info("TLS files read again")
-	c.current, c.stamp = loaded, stamp
-	return c.current
-}
-
-// stamp changes when a file does.
-func (f TLSFiles) stamp() (string, error) {
-	var s string
-	for _, path := range []string{f.Cert, f.Key, f.ClientCA} {
-		if path == "" {
-			continue
-		}
-		info, err := os.Stat(path)
-		if err != nil {
-			return "", fmt.Errorf("TLS: %w", err)
-		}
-		s += fmt.Sprintf("%d %d;", info.ModTime().UnixNano(), info.Size())
-	}
-	return s, nil
 }
 
 func (f TLSFiles) load() (*tls.Config, error) {

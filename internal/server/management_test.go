@@ -754,8 +754,8 @@ func TestV7SecretInATextField(t *testing.T) {
 			{ask{method: "POST", url: f.keysURL(), user: other, body: `{"key_name":"my ` + secret + `"}`}, "key_name"},
 			{ask{method: "POST", url: f.keysURL() + "/" + k.APIKeyID + "/roll", user: user, body: `{"key_name":"` + secret + ` again"}`}, "key_name"},
 			{ask{method: "POST", url: f.keysURL() + "/" + k.APIKeyID + "/revoke", user: user, body: `{"reason":"leaked ` + secret + `"}`}, "reason"},
-			{ask{method: "PUT", url: f.internal + "/v1/organizations/org_c", body: `{"name":"` + secret + `"}`}, "name"},
-			{ask{method: "PUT", url: f.internal + "/v1/organizations/" + secret, body: `{}`}, "id"},
+			{ask{method: "PUT", url: f.admin + "/v1/organizations/org_c", body: `{"name":"` + secret + `"}`}, "name"},
+			{ask{method: "PUT", url: f.admin + "/v1/organizations/" + secret, body: `{}`}, "id"},
 		} {
 			f.do(r.ask).refused(t, 400, api.InvalidRequest, r.param)
 		}
@@ -763,7 +763,7 @@ func TestV7SecretInATextField(t *testing.T) {
 	if v := f.verify(k.Key, ""); !v.Valid {
 		t.Errorf("a refusal ended the key: %+v", v)
 	}
-	f.do(ask{method: "GET", url: f.internal + "/v1/audit"})
+	f.do(ask{method: "GET", url: f.admin + "/v1/audit"})
 }
 
 // C23: what answered 2xx is in force.

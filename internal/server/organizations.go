@@ -8,9 +8,9 @@ import (
 	"github.com/syncgram/keyward/internal/keys"
 )
 
-// operator is the caller of an internal route, for the audit log.
+// operator is the caller of a route of the admin listener, for the audit log.
 func operator(c keys.Call) keys.Operator {
-	return keys.Operator{RequestID: c.RequestID, RemoteAddress: c.RemoteAddress}
+	return keys.Operator{Actor: c.Operator, RequestID: c.RequestID, RemoteAddress: c.RemoteAddress}
 }
 
 func readOrganization(x *exchange) (keys.OrganizationRequest, error) {
@@ -42,7 +42,7 @@ type page struct {
 	limit int
 }
 
-// defaultPage is the limit of a list on the internal listener when none is given.
+// defaultPage is the limit of a list on the admin listener when none is given.
 const defaultPage = 100
 
 // Most that a limit may be.

@@ -32,7 +32,7 @@ func TestC23RevisionOfTheAnswer(t *testing.T) {
 		s.barrier = func(b keys.Barrier) keys.Barrier { barrier.Barrier = b; return barrier }
 	})
 	user := f.token("u", "org_a")
-	put := ask{method: "PUT", url: f.internal + "/v1/organizations/org_a", body: `{}`}
+	put := ask{method: "PUT", url: f.admin + "/v1/organizations/org_a", body: `{}`}
 	create := ask{method: "POST", url: f.keysURL(), user: user, body: `{"key_name":"k","idempotency_key":"retry-1"}`}
 	last := f.do(put).revision(t)
 	next := func(what string, got reply) {
@@ -62,12 +62,12 @@ func TestC23RevisionOfTheAnswer(t *testing.T) {
 		"create too soon":        {method: "POST", url: f.keysURL(), user: user, body: `{"key_name":"k"}`},
 		"revoke of no key":       {method: "POST", url: f.keysURL() + "/key_x/revoke", user: user},
 		"roll of a revoked key":  {method: "POST", url: f.keysURL() + "/" + k.APIKeyID + "/roll", user: user},
-		"put refused":            {method: "PUT", url: f.internal + "/v1/organizations/org_a", body: `{"name":1}`},
-		"get":                    {method: "GET", url: f.internal + "/v1/organizations/org_a"},
+		"put refused":            {method: "PUT", url: f.admin + "/v1/organizations/org_a", body: `{"name":1}`},
+		"get":                    {method: "GET", url: f.admin + "/v1/organizations/org_a"},
 		"not known everywhere":   revoke,
 		"put, the same":          put,
 		"no token":               {method: "POST", url: f.keysURL(), body: `{"key_name":"k"}`},
-		"verify":                 {method: "POST", url: f.internal + "/v1/verify", body: `{"key":"x","min_revision":1}`},
+		"verify":                 {method: "POST", url: f.verification + "/v1/verify", body: `{"key":"x","min_revision":1}`},
 		"a client's own, echoed": {method: "GET", url: f.keysURL(), user: user, header: http.Header{"X-Keyward-Revision": {"7"}}},
 	} {
 		if got := f.do(r); len(got.header["X-Keyward-Revision"]) > 0 {
@@ -110,11 +110,11 @@ func TestC23RevisionTokenAtEachDoor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := f.listen(node.Internal(), cfg.Logger)
+	at := f.listen(node.Verification(), cfg.Logger)
 
 	f.do(ask{method: "POST", url: f.keysURL() + "/" + revoked.APIKeyID + "/revoke", user: user}).revision(t)
 	created := f.create("u2", "org_b", `{"key_name":"k"}`)
-	token := f.do(ask{method: "PUT", url: f.internal + "/v1/organizations/org_c", body: `{}`}).revision(t)
+	token := f.do(ask{method: "PUT", url: f.admin + "/v1/organizations/org_c", body: `{}`}).revision(t)
 
 	for _, tt := range []struct {
 		name   string
@@ -159,7 +159,7 @@ func TestC23RevisionTokenAtEachDoor(t *testing.T) {
 			}
 		})
 	}
-	scrape := f.do(ask{method: "GET", url: at + "/metrics"}).body
+	scrape := f.do(ask{method: "GET", url: f.listen(node.Admin(), cfg.Logger) + "/metrics"}).body
 	for _, door := range []string{"verify", "authorize", "introspect"} {
 		for _, want := range []string{
 			`path="memory",reason="valid"} 3`, `path="memory",reason="unknown"} 2`, `path="closed",reason="undecided"} 3`,
@@ -179,26 +179,26 @@ func TestC23RevisionTokenForms(t *testing.T) {
 	form := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
 	for _, value := range []string{"-1", "-0", "01", "1.0", "1e3", "+1", "0x1", "9223372036854775808", "x", "", " 1", "true"} {
 		if value != " 1" && value != "0x1" { // fine, and no JSON at all
-			f.do(ask{method: "POST", url: f.internal + "/v1/verify", body: `{"key":"` + k.Key + `","min_revision":` + value + `}`}).refused(t, 400, api.InvalidRequest, "min_revision")
+			f.do(ask{method: "POST", url: f.verification + "/v1/verify", body: `{"key":"` + k.Key + `","min_revision":` + value + `}`}).refused(t, 400, api.InvalidRequest, "min_revision")
 		}
-		f.do(ask{method: "POST", url: f.internal + "/v1/verify", body: `{"key":"` + k.Key + `","min_revision":"` + value + `"}`}).refused(t, 400, api.InvalidRequest, "min_revision")
+		f.do(ask{method: "POST", url: f.verification + "/v1/verify", body: `{"key":"` + k.Key + `","min_revision":"` + value + `"}`}).refused(t, 400, api.InvalidRequest, "min_revision")
 		query := url.Values{"min_revision": {value}}.Encode()
-		f.do(ask{method: "GET", url: f.internal + "/v1/authorize?" + query, header: key}).refused(t, 400, api.InvalidRequest, "min_revision")
-		f.do(ask{method: "POST", url: f.internal + "/v1/introspect", body: "token=" + k.Key + "&" + query, header: form}).refused(t, 400, api.InvalidRequest, "min_revision")
+		f.do(ask{method: "GET", url: f.verification + "/v1/authorize?" + query, header: key}).refused(t, 400, api.InvalidRequest, "min_revision")
+		f.do(ask{method: "POST", url: f.verification + "/v1/introspect", body: "token=" + k.Key + "&" + query, header: form}).refused(t, 400, api.InvalidRequest, "min_revision")
 	}
-	f.do(ask{method: "POST", url: f.internal + "/v1/verify", body: `{"key":"` + k.Key + `","min_revision":1,"min_revision":1}`}).refused(t, 400, api.InvalidRequest, "min_revision")
-	f.do(ask{method: "GET", url: f.internal + "/v1/authorize?min_revision=1&min_revision=1", header: key}).refused(t, 400, api.InvalidRequest, "min_revision")
-	f.do(ask{method: "POST", url: f.internal + "/v1/introspect", body: "token=" + k.Key + "&min_revision=1&min_revision=1", header: form}).refused(t, 400, api.InvalidRequest, "min_revision")
-	f.do(ask{method: "GET", url: f.internal + "/v1/authorize?min_revision=%zz", header: key}).refused(t, 400, api.InvalidRequest, "")
+	f.do(ask{method: "POST", url: f.verification + "/v1/verify", body: `{"key":"` + k.Key + `","min_revision":1,"min_revision":1}`}).refused(t, 400, api.InvalidRequest, "min_revision")
+	f.do(ask{method: "GET", url: f.verification + "/v1/authorize?min_revision=1&min_revision=1", header: key}).refused(t, 400, api.InvalidRequest, "min_revision")
+	f.do(ask{method: "POST", url: f.verification + "/v1/introspect", body: "token=" + k.Key + "&min_revision=1&min_revision=1", header: form}).refused(t, 400, api.InvalidRequest, "min_revision")
+	f.do(ask{method: "GET", url: f.verification + "/v1/authorize?min_revision=%zz", header: key}).refused(t, 400, api.InvalidRequest, "")
 
 	if v := f.verify(k.Key, `,"min_revision":null`); !v.Valid {
 		t.Errorf("null: %+v", v)
 	}
-	if got := f.do(ask{method: "GET", url: f.internal + "/v1/authorize?env=test&min_revision=1", header: key}); got.status != 200 {
+	if got := f.do(ask{method: "GET", url: f.verification + "/v1/authorize?env=test&min_revision=1", header: key}); got.status != 200 {
 		t.Errorf("beside an environment: %d", got.status)
 	}
 	for _, name := range []string{"X-Keyward-Revision", "X-Keyward-Min-Revision", "Min-Revision", "Min_revision"} {
-		if got := f.do(ask{method: "GET", url: f.internal + "/v1/authorize", header: http.Header{"X-Api-Key": {k.Key}, name: {"999999"}}}); got.status != 200 {
+		if got := f.do(ask{method: "GET", url: f.verification + "/v1/authorize", header: http.Header{"X-Api-Key": {k.Key}, name: {"999999"}}}); got.status != 200 {
 			t.Errorf("%s in a header: %d", name, got.status)
 		}
 	}
@@ -214,7 +214,7 @@ func TestBarrierMetrics(t *testing.T) {
 	m.Barrier(verify.BarrierFailed, time.Hour)
 	m.Durability("single")
 	m.Durability("synchronous")
-	scrape := f.do(ask{method: "GET", url: f.internal + "/metrics"}).body
+	scrape := f.do(ask{method: "GET", url: f.admin + "/metrics"}).body
 	for _, want := range []string{
 		`keyward_barrier_seconds_bucket{outcome="acknowledged",le="0.001"} 1`,
 		`keyward_barrier_seconds_bucket{outcome="acknowledged",le="0.0025"} 2`,

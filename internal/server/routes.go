@@ -6,25 +6,28 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/syncgram/keyward/internal/access"
 	"github.com/syncgram/keyward/internal/door"
 	"github.com/syncgram/keyward/internal/keys"
 )
 
-// The listeners. Neither serves a route of the other.
+// The listeners. None serves a route of another, but for health. On the verification listener
+// nothing administers, because proxies pass their clients' Host and Origin on to it (R9).
 const (
-	public   = "public"
-	internal = "internal"
+	public       = "public"
+	verification = "verification"
+	admin        = "admin"
 )
 
 // auth is what a caller must show before a route does anything else.
 type auth int
 
 const (
-	open          auth = iota // nothing
-	userToken                 // a user's JWT, and an organization that may manage keys (C1–C5)
-	internalToken             // one of the deployment's internal tokens, when it has any (R3)
-	forwarded                 // as internalToken, in X-Internal-Token: Authorization is the merchant's (V2)
-	oauthClient               // as internalToken, or the token as the secret of an OAuth client (RFC 7662 section 2.1)
+	open        auth = iota // nothing
+	userToken               // a user's JWT, and an organization that may manage keys (C1–C5)
+	bearer                  // a credential of the deployment with the route's scope, when it has any (O5)
+	forwarded               // as bearer, in X-Internal-Token: Authorization is the merchant's (V2)
+	oauthClient             // as bearer, or the token as the secret of an OAuth client (RFC 7662 section 2.1)
 )
 
 // anyMethod is the method of a route that takes every one, OPTIONS too.
@@ -44,10 +47,12 @@ type route struct {
 	listener string
 	method   string // GET answers HEAD as well
 	pattern  string // at most one {name} segment; everything only at the end
+	name     string // method and pattern, for the audit log; newListener sets it
 	auth     auth
-	action   keys.Action // under which a refusal is in the audit log; routes with userToken only
-	query    []string    // the query parameters it takes; nil = none, anyQuery = whatever comes
-	quiet    bool        // its request line is at debug level: too many pass, and metrics count them
+	scope    access.Scope // what the caller of a route with bearer, forwarded or oauthClient needs (O5)
+	action   keys.Action  // under which a refusal is in the audit log; routes with userToken only
+	query    []string     // the query parameters it takes; nil = none, anyQuery = whatever comes
+	quiet    bool         // its request line is at debug level: too many pass, and metrics count them
 	endpoint endpoint
 }
 
@@ -60,38 +65,41 @@ func (s *Server) routes() []route {
 	const keysPath = "/api/v1/auth/api-keys"
 	docs := docs()
 	return []route{
-		{public, "POST", keysPath, userToken, keys.ActCreate, nil, false, handle(s, readCreate, s.create)},
-		{public, "GET", keysPath, userToken, keys.ActList, []string{"env", "limit", "cursor"}, false, handle(s, readList, s.list)},
-		{public, "POST", keysPath + "/{api_key_id}/revoke", userToken, keys.ActRevoke, nil, false, handle(s, readRevoke, s.revoke)},
-		{public, "POST", keysPath + "/{api_key_id}/roll", userToken, keys.ActRoll, nil, false, handle(s, readRoll, s.roll)},
+		{listener: public, method: "POST", pattern: keysPath, auth: userToken, action: keys.ActCreate, endpoint: handle(s, readCreate, s.create)},
+		{listener: public, method: "GET", pattern: keysPath, auth: userToken, action: keys.ActList, query: []string{"env", "limit", "cursor"}, endpoint: handle(s, readList, s.list)},
+		{listener: public, method: "POST", pattern: keysPath + "/{api_key_id}/revoke", auth: userToken, action: keys.ActRevoke, endpoint: handle(s, readRevoke, s.revoke)},
+		{listener: public, method: "POST", pattern: keysPath + "/{api_key_id}/roll", auth: userToken, action: keys.ActRoll, endpoint: handle(s, readRoll, s.roll)},
 
-		{public, "GET", "/openapi.json", open, "", anyQuery, false, docs},
-		{public, "GET", "/openapi.yaml", open, "", anyQuery, false, docs},
-		{public, "GET", "/docs", open, "", anyQuery, false, docs},
-		{public, "GET", "/docs/style.css", open, "", anyQuery, false, docs},
-		{public, "GET", "/docs/docs.js", open, "", anyQuery, false, docs},
+		{listener: public, method: "GET", pattern: "/openapi.json", query: anyQuery, endpoint: docs},
+		{listener: public, method: "GET", pattern: "/openapi.yaml", query: anyQuery, endpoint: docs},
+		{listener: public, method: "GET", pattern: "/docs", query: anyQuery, endpoint: docs},
+		{listener: public, method: "GET", pattern: "/docs/style.css", query: anyQuery, endpoint: docs},
+		{listener: public, method: "GET", pattern: "/docs/docs.js", query: anyQuery, endpoint: docs},
 
-		{internal, "POST", "/v1/verify", internalToken, "", nil, true, s.verify},
-		{internal, anyMethod, authorizePath, forwarded, "", anyQuery, true, s.authorize(rulesInQuery)},
-		{internal, anyMethod, authorizePath + everything, forwarded, "", anyQuery, true, s.authorize(always(door.Rules{}))},
-		{internal, anyMethod, authorizePath + ":live" + everything, forwarded, "", anyQuery, true, s.authorize(always(door.Rules{Environment: keys.Live}))},
-		{internal, anyMethod, authorizePath + ":test" + everything, forwarded, "", anyQuery, true, s.authorize(always(door.Rules{Environment: keys.Test}))},
-		{internal, "POST", "/v1/introspect", oauthClient, "", nil, true, s.introspect},
+		{listener: verification, method: "POST", pattern: "/v1/verify", auth: bearer, scope: access.Verify, quiet: true, endpoint: s.verify},
+		{listener: verification, method: anyMethod, pattern: authorizePath, auth: forwarded, scope: access.Verify, query: anyQuery, quiet: true, endpoint: s.authorize(rulesInQuery)},
+		{listener: verification, method: anyMethod, pattern: authorizePath + everything, auth: forwarded, scope: access.Verify, query: anyQuery, quiet: true, endpoint: s.authorize(always(door.Rules{}))},
+		{listener: verification, method: anyMethod, pattern: authorizePath + ":live" + everything, auth: forwarded, scope: access.Verify, query: anyQuery, quiet: true, endpoint: s.authorize(always(door.Rules{Environment: keys.Live}))},
+		{listener: verification, method: anyMethod, pattern: authorizePath + ":test" + everything, auth: forwarded, scope: access.Verify, query: anyQuery, quiet: true, endpoint: s.authorize(always(door.Rules{Environment: keys.Test}))},
+		{listener: verification, method: "POST", pattern: "/v1/introspect", auth: oauthClient, scope: access.Verify, quiet: true, endpoint: s.introspect},
 
-		{internal, "GET", "/v1/organizations", internalToken, "", []string{"limit", "cursor"}, false, handle(s, readPage, s.listOrganizations)},
-		{internal, "GET", "/v1/organizations/{id}", internalToken, "", anyQuery, false, handle(s, readOrganizationID, s.getOrganization)},
-		{internal, "PUT", "/v1/organizations/{id}", internalToken, "", nil, false, handle(s, readOrganization, s.putOrganization)},
+		{listener: verification, method: "GET", pattern: "/healthz", query: anyQuery, quiet: true, endpoint: s.ready},
+		{listener: verification, method: "GET", pattern: "/livez", query: anyQuery, quiet: true, endpoint: s.alive},
+		{listener: verification, method: "GET", pattern: "/readyz", query: anyQuery, quiet: true, endpoint: s.ready},
 
-		{internal, "GET", "/v1/audit", internalToken, "", []string{"after", "limit", "organization_id", "target_id"}, false, handle(s, readAudit, s.listAudit)},
-		{internal, "POST", "/v1/audit/verify", internalToken, "", anyQuery, false, s.long(handle(s, readNothing, s.verifyAudit))},
-		{internal, "POST", "/v1/master-key/rotate", internalToken, "", anyQuery, false, s.long(handle(s, readNothing, s.rotate))},
-		{internal, "GET", "/v1/status", internalToken, "", anyQuery, false, handle(s, readNothing, s.status)},
-		{internal, "GET", "/v1/nodes", internalToken, "", anyQuery, false, handle(s, readNothing, s.nodes)},
-		{internal, "GET", "/metrics", internalToken, "", anyQuery, true, s.metrics()},
+		{listener: admin, method: "GET", pattern: "/v1/organizations", auth: bearer, scope: access.Read, query: []string{"limit", "cursor"}, endpoint: handle(s, readPage, s.listOrganizations)},
+		{listener: admin, method: "GET", pattern: "/v1/organizations/{id}", auth: bearer, scope: access.Read, query: anyQuery, endpoint: handle(s, readOrganizationID, s.getOrganization)},
+		{listener: admin, method: "PUT", pattern: "/v1/organizations/{id}", auth: bearer, scope: access.Operate, endpoint: handle(s, readOrganization, s.putOrganization)},
 
-		{internal, "GET", "/healthz", open, "", anyQuery, true, s.ready},
-		{internal, "GET", "/livez", open, "", anyQuery, true, s.alive},
-		{internal, "GET", "/readyz", open, "", anyQuery, true, s.ready},
+		{listener: admin, method: "GET", pattern: "/v1/audit", auth: bearer, scope: access.Read, query: []string{"after", "limit", "organization_id", "target_id"}, endpoint: handle(s, readAudit, s.listAudit)},
+		{listener: admin, method: "POST", pattern: "/v1/audit/verify", auth: bearer, scope: access.Operate, query: anyQuery, endpoint: s.long(handle(s, readNothing, s.verifyAudit))},
+		{listener: admin, method: "POST", pattern: "/v1/master-key/rotate", auth: bearer, scope: access.Operate, query: anyQuery, endpoint: s.long(handle(s, readNothing, s.rotate))},
+		{listener: admin, method: "GET", pattern: "/v1/status", auth: bearer, scope: access.Read, query: anyQuery, endpoint: handle(s, readNothing, s.status)},
+		{listener: admin, method: "GET", pattern: "/v1/nodes", auth: bearer, scope: access.Read, query: anyQuery, endpoint: handle(s, readNothing, s.nodes)},
+		{listener: admin, method: "GET", pattern: "/metrics", auth: bearer, scope: access.Read, query: anyQuery, quiet: true, endpoint: s.metrics()},
+
+		{listener: admin, method: "GET", pattern: "/livez", query: anyQuery, quiet: true, endpoint: s.alive},
+		{listener: admin, method: "GET", pattern: "/readyz", query: anyQuery, quiet: true, endpoint: s.ready},
 	}
 }
 
@@ -123,6 +131,7 @@ func newListener(name string, table []route, m *Metrics) *listener {
 		if rt.listener != name {
 			continue
 		}
+		rt.name = rt.method + " " + rt.pattern
 		of := l.fixed
 		if strings.Contains(rt.pattern, "{") {
 			of = variable

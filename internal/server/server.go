@@ -7,7 +7,6 @@ package server
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/http"
 	"net/url"
@@ -15,13 +14,14 @@ import (
 	"time"
 
 	"github.com/syncgram/keyward/api"
+	"github.com/syncgram/keyward/internal/access"
 	"github.com/syncgram/keyward/internal/door"
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/verify"
 	"github.com/syncgram/keyward/token"
 )
 
-// Config says what the doors stand in front of. Service, Authenticator, Verifier, Operations and Format
+// Config says what the doors stand in front of. Service, Authenticator, Verifier, Operations, Format and Access
 // are required; the zero value of the rest is the default.
 type Config struct {
 	Service       *keys.Service
@@ -30,9 +30,15 @@ type Config struct {
 	Operations    Operations
 	Format        token.Format // tells a secret from a user's token, and keeps secrets out of what is echoed
 
-	// InternalTokens are the bearer tokens of the internal listener, each at least 16 characters. None
-	// means that everyone who reaches the listener may use it, so it must be on loopback (R3).
-	InternalTokens []string
+	// Access decides who may use the verification and the admin listener.
+	Access *access.Gate
+
+	// AdminHosts are names besides those of loopback and the address itself under which the admin
+	// listener is reached: host, which allows every port, or host:port (R9).
+	AdminHosts []string
+
+	// Clients finds out who a request comes from (R8).
+	Clients door.Clients
 
 	// CORSOrigins are the exact origins, such as https://dashboard.example.com, whose pages may call
 	// the management API.
@@ -84,19 +90,19 @@ type AuditQuery struct {
 	OrganizationID, TargetID string
 }
 
-// Server holds both listeners' handlers. It is safe for concurrent use.
+// Server holds the handlers of the three listeners. It is safe for concurrent use.
 type Server struct {
-	cfg              Config
-	public, internal *listener
-	tokens           door.InternalTokens
-	undecided        door.Throttle // of the log line about verifications that were not decided
-	requestIDs       door.RequestIDs
+	cfg        Config
+	undecided  door.Throttle // of the log line about verifications that were not decided
+	requestIDs door.RequestIDs
+
+	public, verification, admin *listener
 }
 
 // New returns the doors for cfg.
 func New(cfg Config) (*Server, error) {
-	if cfg.Service == nil || cfg.Authenticator == nil || cfg.Verifier == nil || cfg.Operations == nil || cfg.Format == (token.Format{}) {
-		return nil, errors.New("server: a service, an authenticator, a verifier, operations and a secret format are required")
+	if cfg.Service == nil || cfg.Authenticator == nil || cfg.Verifier == nil || cfg.Operations == nil || cfg.Access == nil || cfg.Format == (token.Format{}) {
+		return nil, errors.New("server: a service, an authenticator, a verifier, operations, an access gate and a secret format are required")
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -113,12 +119,9 @@ func New(cfg Config) (*Server, error) {
 		}
 	}
 	s := &Server{cfg: cfg, requestIDs: door.NewRequestIDs(cfg.Format)}
-	var err error
-	if s.tokens, err = door.NewInternalTokens(cfg.InternalTokens); err != nil {
-		return nil, fmt.Errorf("server: %w", err)
-	}
 	s.public = newListener(public, s.routes(), cfg.Metrics)
-	s.internal = newListener(internal, s.routes(), cfg.Metrics)
+	s.verification = newListener(verification, s.routes(), cfg.Metrics)
+	s.admin = newListener(admin, s.routes(), cfg.Metrics)
 	cfg.Metrics.watch(cfg.Verifier)
 	return s, nil
 }
@@ -126,8 +129,11 @@ func New(cfg Config) (*Server, error) {
 // Public returns the handler of the public listener.
 func (s *Server) Public() http.Handler { return s.handler(s.public) }
 
-// Internal returns the handler of the internal listener.
-func (s *Server) Internal() http.Handler { return s.handler(s.internal) }
+// Verification returns the handler of the verification listener.
+func (s *Server) Verification() http.Handler { return s.handler(s.verification) }
+
+// Admin returns the handler of the admin listener.
+func (s *Server) Admin() http.Handler { return s.handler(s.admin) }
 
 // exactOrigin reports whether o is an origin as a browser writes it (RFC 6454 section 6.2).
 func exactOrigin(o string) bool {

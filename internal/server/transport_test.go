@@ -38,6 +38,7 @@ import (
 	"github.com/syncgram/keyward/internal/apitest"
 	"github.com/syncgram/keyward/internal/door"
 	"github.com/syncgram/keyward/internal/keys"
+	"github.com/syncgram/keyward/internal/reload"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -69,7 +70,7 @@ func TestC26RequestIDs(t *testing.T) {
 		{"a secret inside", []string{"id-" + secret}, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			for _, url := range []string{f.public + "/docs", f.public + "/nowhere", f.keysURL(), f.internal + "/livez", f.internal + "/v1/authorize", f.internal + "/metrics"} {
+			for _, url := range []string{f.public + "/docs", f.public + "/nowhere", f.keysURL(), f.verification + "/livez", f.verification + "/v1/authorize", f.admin + "/metrics"} {
 				got := f.do(ask{method: "GET", url: url, header: http.Header{"X-Request-Id": tt.sent}})
 				id := got.header.Values("X-Request-Id")
 				if len(id) != 1 || tt.kept != (len(tt.sent) == 1 && id[0] == tt.sent[0]) || !tt.kept && !own.MatchString(id[0]) {
@@ -102,8 +103,10 @@ func TestC27Routes(t *testing.T) {
 		}
 	}
 	for _, path := range []string{"/v1/organizations/", "/v1/organizations//", "/v1/organizations/a/b", "/v1/organizations/a%2Fb", "/v1/verify/", "/v1/authorizex", "/v1/authorize:live", "/v1/authorize:prod/x", "/v1/authorize%3Alive/x", "/v1/authorize%2Fx", "/v1", "/healthz/", "/debug/pprof/"} {
-		if got := f.do(ask{method: "GET", url: f.internal + path}); got.status != 404 || got.problem.Code != api.RouteNotFound {
-			t.Errorf("%s: %d %s", path, got.status, got.body)
+		for _, base := range []string{f.verification, f.admin} {
+			if got := f.do(ask{method: "GET", url: base + path}); got.status != 404 || got.problem.Code != api.RouteNotFound {
+				t.Errorf("%s%s: %d %s", base, path, got.status, got.body)
+			}
 		}
 	}
 	for _, tt := range []struct{ url, allow, not string }{
@@ -112,13 +115,13 @@ func TestC27Routes(t *testing.T) {
 		{f.keysURL() + id + "/roll", "OPTIONS, POST", "GET HEAD PUT"},
 		{f.public + "/docs", "GET, HEAD, OPTIONS", "POST PUT DELETE"},
 		{f.public + "/openapi.json", "GET, HEAD, OPTIONS", "POST"},
-		{f.internal + "/v1/verify", "OPTIONS, POST", "GET HEAD PUT"},
-		{f.internal + "/v1/introspect", "OPTIONS, POST", "GET"},
-		{f.internal + "/v1/organizations/x", "GET, HEAD, OPTIONS, PUT", "POST DELETE PATCH"},
-		{f.internal + "/v1/organizations", "GET, HEAD, OPTIONS", "POST PUT"},
-		{f.internal + "/v1/audit/verify", "OPTIONS, POST", "GET"},
-		{f.internal + "/metrics", "GET, HEAD, OPTIONS", "POST"},
-		{f.internal + "/readyz", "GET, HEAD, OPTIONS", "POST"},
+		{f.verification + "/v1/verify", "OPTIONS, POST", "GET HEAD PUT"},
+		{f.verification + "/v1/introspect", "OPTIONS, POST", "GET"},
+		{f.admin + "/v1/organizations/x", "GET, HEAD, OPTIONS, PUT", "POST DELETE PATCH"},
+		{f.admin + "/v1/organizations", "GET, HEAD, OPTIONS", "POST PUT"},
+		{f.admin + "/v1/audit/verify", "OPTIONS, POST", "GET"},
+		{f.admin + "/metrics", "GET, HEAD, OPTIONS", "POST"},
+		{f.verification + "/readyz", "GET, HEAD, OPTIONS", "POST"},
 	} {
 		for method := range strings.FieldsSeq(tt.not) {
 			got := f.do(ask{method: method, url: tt.url, body: `{}`})
@@ -131,7 +134,7 @@ func TestC27Routes(t *testing.T) {
 		}
 	}
 	user := f.token("u", "org_a")
-	for _, url := range []string{f.keysURL(), f.public + "/docs", f.public + "/openapi.json", f.public + "/openapi.yaml", f.internal + "/v1/status", f.internal + "/livez", f.internal + "/v1/organizations"} {
+	for _, url := range []string{f.keysURL(), f.public + "/docs", f.public + "/openapi.json", f.public + "/openapi.yaml", f.admin + "/v1/status", f.verification + "/livez", f.admin + "/v1/organizations"} {
 		get, head := f.do(ask{method: "GET", url: url, user: user}), f.do(ask{method: "HEAD", url: url, user: user})
 		if head.status != 200 || head.body != "" || head.header.Get("Content-Type") != get.header.Get("Content-Type") {
 			t.Errorf("HEAD %s: %d %v", url, head.status, head.header)
@@ -170,29 +173,35 @@ func TestC28RoutesAndDocument(t *testing.T) {
 	}
 }
 
-// Neither listener serves a route of the other, whatever the caller shows.
+// R3: no listener serves a route of another, whatever the caller shows.
 func TestListenersDoNotMix(t *testing.T) {
 	f := newFixture(t)
 	user := f.token("u", "org_a")
-	for _, r := range apitest.Routes() {
-		other := map[apitest.Listener]string{apitest.Public: f.internal, apitest.Internal: f.public}[r.Listener]
+	routes := apitest.Routes()
+	for _, r := range routes {
 		path := strings.NewReplacer("{api_key_id}", "key_00000000000000000000000000", "{id}", "org_a").Replace(r.Path)
-		got := f.do(ask{method: r.Method, url: other + path, user: user, body: `{}`})
-		if got.status != 404 || r.Method != "HEAD" && got.problem.Code != api.RouteNotFound {
-			t.Errorf("%s %s on the other listener: %d", r.Method, r.Path, got.status)
+		for other, base := range f.listeners() {
+			if slices.Contains(routes, apitest.Route{Method: r.Method, Path: r.Path, Listener: other}) {
+				continue
+			}
+			got := f.do(ask{method: r.Method, url: base + path, user: user, body: `{}`})
+			if got.status != 404 || r.Method != "HEAD" && got.problem.Code != api.RouteNotFound {
+				t.Errorf("%s %s on the %s listener: %d", r.Method, r.Path, other, got.status)
+			}
 		}
 	}
 }
 
-// R3: internal tokens, where Authorization carries them and where it is the merchant's.
-func TestR3InternalTokens(t *testing.T) {
+// R3, O5: credentials, where Authorization carries them and where it is the merchant's.
+func TestO5Tokens(t *testing.T) {
 	one, two := "first-"+rand.Text(), "second-"+rand.Text()
-	f := newFixture(t, func(s *setup) { s.server.InternalTokens = []string{one, two} })
+	f := newFixture(t, func(s *setup) { s.credentials = "one verify,operate " + one + "\ntwo verify,operate " + two + "\n" })
 	secret := f.secret(keys.Live)
 	for _, r := range apitest.Routes() {
-		if r.Listener != apitest.Internal {
+		if r.Listener == apitest.Public {
 			continue
 		}
+		base := f.listeners()[r.Listener]
 		path := strings.ReplaceAll(r.Path, "{id}", "org_a")
 		client := path == "/v1/introspect"
 		isOpen := slices.Contains([]string{"/healthz", "/livez", "/readyz"}, path)
@@ -210,7 +219,7 @@ func TestR3InternalTokens(t *testing.T) {
 			"Basic twice":  {"Authorization": {basic("gateway", one), basic("gateway", one)}},
 			"other header": {map[bool]string{true: "Authorization", false: "X-Internal-Token"}[forwarded]: {map[bool]string{true: "Bearer " + one, false: one}[forwarded]}},
 		} {
-			got := f.do(ask{method: r.Method, url: f.internal + path, header: h})
+			got := f.do(ask{method: r.Method, url: base + path, header: h})
 			if got.status == 401 && (len(got.header["Www-Authenticate"]) == 2) != client {
 				t.Errorf("%s %s with %s: challenges %q", r.Method, path, name, got.header["Www-Authenticate"])
 			}
@@ -223,7 +232,7 @@ func TestR3InternalTokens(t *testing.T) {
 			if forwarded {
 				h = http.Header{"X-Internal-Token": {token}}
 			}
-			got := f.do(ask{method: r.Method, url: f.internal + path, header: h, body: `{}`})
+			got := f.do(ask{method: r.Method, url: base + path, header: h, body: `{}`})
 			if got.problem.Code == api.InternalTokenRequired || forwarded && got.status != 401 {
 				t.Errorf("%s %s with a good token: %d", r.Method, path, got.status)
 			}
@@ -231,20 +240,22 @@ func TestR3InternalTokens(t *testing.T) {
 	}
 }
 
-// R3, V4: an OAuth client's secret is an internal token, at introspection alone.
-func TestR3ClientSecret(t *testing.T) {
+// O5, V4: an OAuth client's secret is the token of a credential, at introspection alone.
+func TestO5ClientSecret(t *testing.T) {
 	secret := "a+b%2F" + rand.Text() // what form encoding changes
-	f := newFixture(t, func(s *setup) { s.server.InternalTokens = []string{"first-" + rand.Text(), secret} })
+	f := newFixture(t, func(s *setup) {
+		s.credentials = "first verify first-" + rand.Text() + "\ngateway verify " + secret + "\n"
+	})
 	for name, header := range map[string]string{
 		"as it is": basic("gateway", secret), "form-encoded": basic("a%3Ab", url.QueryEscape(secret)), "no client id": basic("", secret), "bearer": "Bearer " + secret,
 	} {
-		got := f.do(ask{method: "POST", url: f.internal + "/v1/introspect", body: "token=x", header: http.Header{
+		got := f.do(ask{method: "POST", url: f.verification + "/v1/introspect", body: "token=x", header: http.Header{
 			"Content-Type": {"application/x-www-form-urlencoded"}, "Authorization": {header},
 		}})
 		if got.status != 200 || got.body != `{"active":false}` {
 			t.Errorf("%s: %d %s", name, got.status, got.body)
 		}
-		got = f.do(ask{method: "POST", url: f.internal + "/v1/verify", body: `{"key":"x"}`, header: http.Header{"Authorization": {header}}})
+		got = f.do(ask{method: "POST", url: f.verification + "/v1/verify", body: `{"key":"x"}`, header: http.Header{"Authorization": {header}}})
 		if want := map[bool]int{true: 200, false: 401}[name == "bearer"]; got.status != want {
 			t.Errorf("%s at another route: %d, want %d", name, got.status, want)
 		}
@@ -259,7 +270,7 @@ func basic(user, password string) string {
 func TestHeaderLimit(t *testing.T) {
 	f := newFixture(t)
 	for _, n := range []int{15 << 10, 17 << 10, 30 << 10} {
-		for _, url := range []string{f.public + "/docs", f.internal + "/v1/authorize"} {
+		for _, url := range []string{f.public + "/docs", f.verification + "/v1/authorize"} {
 			got := f.do(ask{method: "GET", url: url, header: http.Header{"X-Padding": {strings.Repeat("x", n)}}})
 			if n > door.MaxHeader {
 				got.refused(t, 431, api.HeadersTooLarge, "")
@@ -317,13 +328,13 @@ func TestSmuggling(t *testing.T) {
 		"chunk size too long": "POST /v1/verify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n\r\n" + hidden,
 		"chunk size not hex":  "POST /v1/verify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n0x0\r\n\r\n" + hidden,
 	} {
-		got := raw(t, f.internal, request)
+		got := raw(t, f.verification, request)
 		if n := strings.Count(got, "HTTP/1.1 "); n != 1 || !regexp.MustCompile(`^HTTP/1\.1 (4..|501) `).MatchString(got) {
 			t.Errorf("%s: %d answers: %.300s", name, n, got)
 		}
 	}
 	// Two honest requests on one connection are both answered.
-	if got := raw(t, f.internal, hidden+strings.Replace(hidden, "\r\n\r\n", "\r\nConnection: close\r\n\r\n", 1)); strings.Count(got, "HTTP/1.1 200 ") != 2 {
+	if got := raw(t, f.verification, hidden+strings.Replace(hidden, "\r\n\r\n", "\r\nConnection: close\r\n\r\n", 1)); strings.Count(got, "HTTP/1.1 200 ") != 2 {
 		t.Errorf("pipelined: %s", got)
 	}
 }
@@ -331,7 +342,7 @@ func TestSmuggling(t *testing.T) {
 // C6: a body that never ends is given up on, and refused.
 func TestBodyDeadline(t *testing.T) {
 	f := newFixture(t)
-	url := f.serve(NewHTTPServer(f.server.Internal(), Limits{Read: 200 * time.Millisecond, ReadHeader: 200 * time.Millisecond}, slog.New(slog.DiscardHandler)))
+	url := f.serve(NewHTTPServer(f.server.Verification(), Limits{Read: 200 * time.Millisecond, ReadHeader: 200 * time.Millisecond}, slog.New(slog.DiscardHandler)))
 	got := raw(t, url, "POST /v1/verify HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
 	if !strings.HasPrefix(got, "HTTP/1.1 400 ") || !strings.Contains(got, "did not arrive whole") {
 		t.Errorf("a slow body: %s", got)
@@ -351,10 +362,10 @@ func TestC25Panics(t *testing.T) {
 	})
 	known := f.secret(keys.Live)
 	for _, r := range []ask{
-		{method: "POST", url: f.internal + "/v1/verify", body: `{"key":"` + known + `"}`},
-		{method: "GET", url: f.internal + "/v1/authorize", header: http.Header{"X-Api-Key": {known}}},
-		{method: "GET", url: f.internal + "/v1/audit"},
-		{method: "GET", url: f.internal + "/v1/audit?limit=1"},
+		{method: "POST", url: f.verification + "/v1/verify", body: `{"key":"` + known + `"}`},
+		{method: "GET", url: f.verification + "/v1/authorize", header: http.Header{"X-Api-Key": {known}}},
+		{method: "GET", url: f.admin + "/v1/audit"},
+		{method: "GET", url: f.admin + "/v1/audit?limit=1"},
 	} {
 		secret <- known
 		got := f.do(r)
@@ -368,7 +379,7 @@ func TestC25Panics(t *testing.T) {
 	if len(lines) != 4 || !strings.Contains(lines[0]["stack"].(string), "panicking") {
 		t.Errorf("%d log lines", len(lines))
 	}
-	if got := f.do(ask{method: "GET", url: f.internal + "/metrics"}); !strings.Contains(got.body, `keyward_http_panics_total{listener="internal"} 4`) {
+	if got := f.do(ask{method: "GET", url: f.admin + "/metrics"}); !strings.Contains(got.body, `keyward_http_panics_total{listener="verification"} 2`) || !strings.Contains(got.body, `keyward_http_panics_total{listener="admin"} 2`) {
 		t.Error("panics are not counted")
 	}
 }
@@ -395,14 +406,14 @@ func (panickingOperations) Audit(context.Context, AuditQuery) ([]keys.AuditEntry
 // whole one.
 func TestPanicMidAnswer(t *testing.T) {
 	f := newFixture(t)
-	rt := f.server.internal.fixed["/livez"].methods["GET"]
+	rt := f.server.verification.fixed["/livez"].methods["GET"]
 	rt.endpoint = func(x *exchange) error {
 		x.WriteHeader(200)
 		_, _ = x.Write([]byte("half"))
 		_ = http.NewResponseController(x).Flush()
 		panic("boom")
 	}
-	if got := raw(t, f.internal, "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"); strings.HasSuffix(got, "0\r\n\r\n") {
+	if got := raw(t, f.verification, "GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"); strings.HasSuffix(got, "0\r\n\r\n") {
 		t.Errorf("the answer looks complete: %s", got)
 	}
 	if n := len(f.logged(map[string]any{"msg": "panic"})); n != 1 {
@@ -421,16 +432,16 @@ func TestV7LogLines(t *testing.T) {
 	f.do(ask{method: "GET", url: f.keysURL() + "/" + k.Key + "/revoke", user: user})
 	f.do(ask{method: "POST", url: f.keysURL() + "/" + k.Key + "/revoke", user: user})
 	f.do(ask{method: "GET", url: f.public + "/" + k.Key, user: k.Key})
-	f.do(ask{method: k.Key, url: f.internal + "/livez"})
-	f.do(ask{method: "POST", url: f.internal + "/v1/verify", body: `{"` + k.Key + `":1}`})
-	f.do(ask{method: "POST", url: f.internal + "/v1/verify", body: `{"key":"` + k.Key + `","env":"` + k.Key + `"}`})
-	f.do(ask{method: "PUT", url: f.internal + "/v1/organizations/" + k.Key, body: `{"current_env":"` + k.Key + `"}`})
-	f.do(ask{method: "GET", url: f.internal + "/v1/organizations?cursor=" + k.Key})
-	f.do(ask{method: "GET", url: f.internal + "/v1/audit?target_id=" + k.Key})
+	f.do(ask{method: k.Key, url: f.verification + "/livez"})
+	f.do(ask{method: "POST", url: f.verification + "/v1/verify", body: `{"` + k.Key + `":1}`})
+	f.do(ask{method: "POST", url: f.verification + "/v1/verify", body: `{"key":"` + k.Key + `","env":"` + k.Key + `"}`})
+	f.do(ask{method: "PUT", url: f.admin + "/v1/organizations/" + k.Key, body: `{"current_env":"` + k.Key + `"}`})
+	f.do(ask{method: "GET", url: f.admin + "/v1/organizations?cursor=" + k.Key})
+	f.do(ask{method: "GET", url: f.admin + "/v1/audit?target_id=" + k.Key})
 	f.do(ask{method: "POST", url: f.keysURL(), user: user, body: `{"key_name":"x","env":"` + k.Key + `"}`, header: http.Header{"Idempotency-Key": {idem + "2"}, "X-Request-Id": {k.Key}}})
-	f.do(ask{method: "GET", url: f.internal + "/v1/authorize?k=" + k.Key, header: http.Header{"X-Original-Uri": {"/" + k.Key}, "Cookie": {k.Key}, "User-Agent": {k.Key}}})
+	f.do(ask{method: "GET", url: f.verification + "/v1/authorize?k=" + k.Key, header: http.Header{"X-Original-Uri": {"/" + k.Key}, "Cookie": {k.Key}, "User-Agent": {k.Key}}})
 
-	allowed := []string{"time", "level", "msg", "listener", "method", "route", "status", "duration_ms", "request_id", "remote", "user", "organization", "code", "reason"}
+	allowed := []string{"time", "level", "msg", "listener", "method", "route", "status", "duration_ms", "request_id", "remote", "user", "organization", "actor", "code", "reason"}
 	lines := f.logged(map[string]any{"msg": "request"})
 	if len(lines) != 13 {
 		t.Errorf("%d lines for 13 requests", len(lines))
@@ -453,10 +464,10 @@ func TestV7LogLines(t *testing.T) {
 			t.Errorf("a verification is logged at %v", line["level"])
 		}
 	}
-	got := f.do(ask{method: "GET", url: f.internal + "/metrics"}).body
+	got := f.do(ask{method: "GET", url: f.admin + "/metrics"}).body
 	for _, want := range []string{
 		`keyward_http_requests_total{listener="public",method="POST",route="/api/v1/auth/api-keys",status="201"} 1`,
-		`keyward_http_requests_total{listener="internal",method="other",route="none",status="405"} 1`,
+		`keyward_http_requests_total{listener="verification",method="other",route="none",status="405"} 1`,
 		`keyward_act_duration_seconds_count{action="key.create",outcome="done"} 1`,
 		`keyward_index_keys 1`, `keyward_database_connections{pool="writer",state="idle"}`, `keyward_lease_seconds `, `go_goroutines `, `keyward_revision 1`,
 	} {
@@ -471,7 +482,7 @@ func TestAnswerHeaders(t *testing.T) {
 	f := newFixture(t)
 	user := f.token("u", "org_a")
 	for _, r := range apitest.Routes() {
-		base := map[apitest.Listener]string{apitest.Public: f.public, apitest.Internal: f.internal}[r.Listener]
+		base := f.listeners()[r.Listener]
 		path := strings.NewReplacer("{api_key_id}", "key_00000000000000000000000000", "{id}", "org_a").Replace(r.Path)
 		for _, token := range []string{"", user} {
 			got := f.do(ask{method: r.Method, url: base + path, user: token, header: http.Header{}})
@@ -498,8 +509,8 @@ func TestCORS(t *testing.T) {
 		{f.keysURL(), "https://dash.example.evil", false}, {f.keysURL(), "https://evil.dash.example", false}, {f.keysURL(), "http://dash.example", false},
 		{f.keysURL(), "https://dash.example:444", false}, {f.keysURL(), "HTTPS://DASH.EXAMPLE", false}, {f.keysURL(), "null", false}, {f.keysURL(), "*", false}, {f.keysURL(), "", false},
 		{f.public + "/docs", "https://dash.example", false},
-		{f.internal + "/v1/verify", "https://dash.example", false},
-		{f.internal + "/v1/organizations", "https://dash.example", false},
+		{f.verification + "/v1/verify", "https://dash.example", false},
+		{f.admin + "/v1/organizations", "https://dash.example", false},
 	} {
 		h := http.Header{"Access-Control-Request-Method": {"POST"}, "Access-Control-Request-Headers": {"authorization"}}
 		if tt.origin != "" {
@@ -510,7 +521,11 @@ func TestCORS(t *testing.T) {
 		if tt.allowed {
 			want = tt.origin
 		}
-		if got.status != 204 || got.header.Get("Access-Control-Allow-Origin") != want || (got.header.Get("Access-Control-Allow-Headers") != "") != tt.allowed || got.header.Get("Access-Control-Allow-Credentials") != "" {
+		status := 204
+		if strings.HasPrefix(tt.url, f.admin) {
+			status = 403 // R9
+		}
+		if got.status != status || got.header.Get("Access-Control-Allow-Origin") != want || (got.header.Get("Access-Control-Allow-Headers") != "") != tt.allowed || got.header.Get("Access-Control-Allow-Credentials") != "" {
 			t.Errorf("preflight of %s from %q: %d %v", tt.url, tt.origin, got.status, got.header)
 		}
 		if managed := strings.HasPrefix(tt.url, f.keysURL()); (got.header.Get("Vary") == "Origin") != managed {
@@ -542,8 +557,7 @@ func TestNewRefuses(t *testing.T) {
 		"no verifier":      func(c *Config) { c.Verifier = nil },
 		"no operations":    func(c *Config) { c.Operations = nil },
 		"no format":        func(c *Config) { c.Format = (Config{}).Format },
-		"a short token":    func(c *Config) { c.InternalTokens = []string{"short"} },
-		"an empty token":   func(c *Config) { c.InternalTokens = []string{""} },
+		"no gate":          func(c *Config) { c.Access = nil },
 	} {
 		cfg := f.server.cfg
 		cfg.Metrics = nil
@@ -566,10 +580,10 @@ func TestNaughtyStrings(t *testing.T) {
 			{method: "POST", url: f.keysURL(), user: user, body: `{"key_name":"k","idempotency_key":` + quoted + `,"expires_in_days":0}`},
 			{method: "POST", url: f.keysURL(), user: user, body: `{` + quoted + `:1}`},
 			{method: "POST", url: f.keysURL() + "/key_x/revoke", user: user, body: `{"reason":` + quoted + `}`},
-			{method: "POST", url: f.internal + "/v1/verify", body: `{"key":` + quoted + `}`},
-			{method: "POST", url: f.internal + "/v1/verify", body: `{"key":"x","connected_account_id":` + quoted + `}`},
-			{method: "PUT", url: f.internal + "/v1/organizations/org_naughty", body: `{"name":` + quoted + `}`},
-			{method: "PUT", url: f.internal + "/v1/organizations/org_naughty", body: `{"parent_organization_id":` + quoted + `}`},
+			{method: "POST", url: f.verification + "/v1/verify", body: `{"key":` + quoted + `}`},
+			{method: "POST", url: f.verification + "/v1/verify", body: `{"key":"x","connected_account_id":` + quoted + `}`},
+			{method: "PUT", url: f.admin + "/v1/organizations/org_naughty", body: `{"name":` + quoted + `}`},
+			{method: "PUT", url: f.admin + "/v1/organizations/org_naughty", body: `{"parent_organization_id":` + quoted + `}`},
 		} {
 			if got := f.do(r); got.status >= 500 {
 				t.Errorf("string %d: %s %s: %d %s", i, r.method, r.url, got.status, got.body)
@@ -577,7 +591,7 @@ func TestNaughtyStrings(t *testing.T) {
 		}
 		if !hasControl(s) { // net/http does not send the others; TestSmuggling does
 			managed := ask{method: "POST", url: f.keysURL(), user: user, body: `{"key_name":""}`}
-			forwarded := ask{method: "GET", url: f.internal + "/v1/authorize"}
+			forwarded := ask{method: "GET", url: f.verification + "/v1/authorize"}
 			for header, r := range map[string]ask{
 				"Idempotency-Key": managed, "Content-Type": managed, "Origin": managed,
 				"X-Connected-Account-ID": forwarded, "X-Request-Id": forwarded, "X-API-Key": forwarded, "Authorization": forwarded, "X-Original-URI": forwarded,
@@ -588,7 +602,7 @@ func TestNaughtyStrings(t *testing.T) {
 				}
 			}
 		}
-		for _, base := range []string{f.keysURL() + "/%s/revoke", f.internal + "/v1/organizations/%s", f.keysURL() + "?cursor=%s&limit=1", f.internal + "/v1/authorize?%s"} {
+		for _, base := range []string{f.keysURL() + "/%s/revoke", f.admin + "/v1/organizations/%s", f.keysURL() + "?cursor=%s&limit=1", f.verification + "/v1/authorize?%s"} {
 			got := f.do(ask{method: "GET", url: fmt.Sprintf(base, percent(s)), user: user})
 			if got.status >= 500 {
 				t.Errorf("string %d in %s: %d", i, base, got.status)
@@ -654,7 +668,7 @@ func TestR3TLS(t *testing.T) {
 	write(100)
 	writeFile(t, files.ClientCA, ca.pem)
 	log := new(lockedBuffer)
-	cfg, err := TLSConfig(files, slog.New(slog.NewTextHandler(log, nil)))
+	cfg, err := TLSConfig(files, reload.New(slog.New(slog.NewTextHandler(log, nil))))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -714,10 +728,10 @@ func TestR3TLS(t *testing.T) {
 		if err != nil || serial != 200 {
 			t.Fatalf("the last good certificate is gone: %v", err)
 		}
-		return strings.Contains(log.String(), "cannot be read")
+		return strings.Contains(log.String(), "cannot be used")
 	})
 	for _, bad := range []TLSFiles{{Cert: "missing", Key: "missing"}, {Cert: files.Cert, Key: files.Key}} {
-		if _, err := TLSConfig(bad, slog.New(slog.DiscardHandler)); err == nil {
+		if _, err := TLSConfig(bad, reload.New(slog.New(slog.DiscardHandler))); err == nil {
 			t.Errorf("%+v: accepted", bad)
 		}
 	}

@@ -22,7 +22,7 @@ import (
 type Config struct {
 	Feed    keys.Feed
 	Format  token.Format
-	Address func() string // of this node's internal listener, for the other nodes; asked at each registration
+	Address func() string // of this node's verification listener, for the other nodes; asked at each registration
 	Version string
 	Logger  *slog.Logger
 

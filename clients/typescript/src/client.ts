@@ -37,12 +37,12 @@ export interface Verifier {
 
 export interface ClientOptions {
   /**
-   * Internal listeners, as http://host:port or https://host:port. They are tried in this order; one that failed goes to the
+   * Verification listeners, as http://host:port or https://host:port. They are tried in this order; one that failed goes to the
    * end of the line for five seconds. Default: http://127.0.0.1:8081. Secrets cross this connection: beyond the own
    * machine or a network you trust, use https.
    */
   readonly addresses?: readonly string[];
-  /** The bearer token of the internal listener; left out when it asks for none. */
+  /** The token of a credential with the scope verify; left out when Keyward has none. */
   readonly token?: string;
   /**
    * Bounds a whole verify, every try included, in milliseconds. Each try gets an equal share of what is left, so that one
@@ -270,7 +270,7 @@ function systemCode(error: unknown): string {
 function hint(status: number): string {
   switch (true) {
     case status === 401 || status === 403: return ": check the token";
-    case status === 404: return ": is this Keyward's internal listener?";
+    case status === 404: return ": is this Keyward's verification listener?";
     case status >= 300 && status < 400: return ": redirects are not followed";
     default: return "";
   }

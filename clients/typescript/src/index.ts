@@ -1,4 +1,4 @@
-// @keyward/client lets a Node program accept the API keys that Keyward issues. A Client asks Keyward's internal listener
+// @keyward/client lets a Node program accept the API keys that Keyward issues. A Client asks Keyward's verification listener
 // whether a secret is good; ./express, ./fastify and ./hono put that question in front of handlers.
 //
 // Nothing is cached: a revoked key is refused from the moment revoke has answered. When no address of Keyward can decide,

@@ -896,7 +896,7 @@ export interface components {
             sequence: number;
             /** @description When. */
             at: components["schemas"]["Time"];
-            /** @description The user, `operator` for an act on the internal listener, or `keyward` for what it does by itself. */
+            /** @description The user, `operator` for an act on the verification listener, or `keyward` for what it does by itself. */
             actor: string;
             /**
              * @description What was done.
@@ -1008,7 +1008,7 @@ export interface components {
         Node: {
             /** @description Its id, drawn anew each time it registers. */
             node_id: string;
-            /** @description Where its internal listener is reached. */
+            /** @description Where its verification listener is reached. */
             address: string;
             /** @description Its version of Keyward. */
             version: string;

@@ -24,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// world is the payments API in front of an internal listener whose keys the test decides about.
+// world is the payments API in front of an verification listener whose keys the test decides about.
 type world struct {
 	t   testing.TB
 	api http.Handler
