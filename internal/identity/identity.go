@@ -26,6 +26,10 @@ type Config struct {
 	// path of a file. Tokens are then signed with RS256, ES256 or EdDSA.
 	JWKS string
 
+	// JWKSMaxAge is how long the last good key set may be used while it cannot be read again. 0 = for
+	// as long as the process runs.
+	JWKSMaxAge time.Duration
+
 	// HS256Secret is the shared secret of an HS256 issuer, at least 32 bytes (RFC 7518 §3.2).
 	HS256Secret []byte
 
@@ -50,9 +54,24 @@ type Config struct {
 	Now func() time.Time
 }
 
-// ErrUnavailable means that a token could not be judged because no key set was ever
-// read. The caller answers 503 and lets nobody in.
+// ErrUnavailable means that a token could not be judged because the issuer's keys are not known,
+// or not well enough. The caller answers 503 and lets nobody in.
 var ErrUnavailable = errors.New("identity: the issuer's key set is not available")
+
+// UnavailableError is an ErrUnavailable that says why and for how long. Reason is for the log and
+// holds no part of the token.
+type UnavailableError struct {
+	Reason string
+	Wait   time.Duration // until it makes sense to ask again
+}
+
+func (e *UnavailableError) Error() string { return "identity: token not judged: " + e.Reason }
+
+// Is makes the error an ErrUnavailable.
+func (e *UnavailableError) Is(target error) bool { return target == ErrUnavailable }
+
+// RetryAfter is how long the caller should wait.
+func (e *UnavailableError) RetryAfter() time.Duration { return e.Wait }
 
 // InvalidTokenError means that a token was judged and refused; the caller answers 401
 // invalid_token. Reason is for the log alone and holds no part of the token.
@@ -120,7 +139,7 @@ func New(ctx context.Context, c Config) (*Authenticator, error) {
 		return nil, fmt.Errorf("identity: JWKS: %w", err)
 	}
 	a.algorithms = []jose.SignatureAlgorithm{jose.RS256, jose.ES256, jose.EdDSA}
-	a.cache, err = newKeyCache(ctx, src, a.now, logger)
+	a.cache, err = newKeyCache(ctx, src, c.JWKSMaxAge, a.now, logger)
 	if err != nil {
 		return nil, fmt.Errorf("identity: JWKS: %w", err)
 	}
