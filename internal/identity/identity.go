@@ -7,6 +7,7 @@
 package identity
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -20,7 +21,7 @@ import (
 )
 
 // Config says whose tokens are accepted and what is read from them (R3, KEYWARD_JWT_*).
-// Exactly one of JWKS and HS256Secret must be set.
+// Exactly one of JWKS, HS256Secret and HS256Read must be set.
 type Config struct {
 	// JWKS is where the issuer's public keys are: an https URL, an http URL on loopback, or the
 	// path of a file. Tokens are then signed with RS256, ES256 or EdDSA.
@@ -32,6 +33,10 @@ type Config struct {
 
 	// HS256Secret is the shared secret of an HS256 issuer, at least 32 bytes (RFC 7518 §3.2).
 	HS256Secret []byte
+
+	// HS256Read returns that secret instead, from where it is kept. It is called again every two
+	// seconds and by Reload, never twice at once (R11). An error changes nothing.
+	HS256Read func() ([]byte, error)
 
 	// Issuer and Audience are what iss must be and aud must contain. Empty = not checked.
 	Issuer, Audience string
@@ -93,7 +98,8 @@ type Authenticator struct {
 	organizationClaim string
 	roleClaim         string
 	now               func() time.Time
-	cache             *keyCache // nil with a shared secret
+	cache             *keyCache     // nil with a shared secret
+	secret            *sharedSecret // nil unless it is read again
 }
 
 // New returns an Authenticator. A key set file is read before New returns, and any fault of it is
@@ -119,18 +125,30 @@ func New(ctx context.Context, c Config) (*Authenticator, error) {
 		logger = slog.Default()
 	}
 
+	shared := c.HS256Secret != nil || c.HS256Read != nil
 	switch {
-	case c.JWKS != "" && c.HS256Secret != nil:
+	case c.JWKS != "" && shared:
 		return nil, errors.New("identity: set a JWKS or an HS256 secret, not both: an issuer has one kind of algorithm")
-	case c.JWKS == "" && c.HS256Secret == nil:
+	case c.HS256Secret != nil && c.HS256Read != nil:
+		return nil, errors.New("identity: set an HS256 secret or how to read it, not both")
+	case c.JWKS == "" && !shared:
 		return nil, errors.New("identity: set a JWKS or an HS256 secret")
-	case c.HS256Secret != nil:
-		if len(c.HS256Secret) < 32 {
-			return nil, errors.New("identity: the HS256 secret must have at least 32 bytes")
-		}
-		secret := append([]byte(nil), c.HS256Secret...)
+	}
+	if shared {
 		a.algorithms = []jose.SignatureAlgorithm{jose.HS256}
-		a.key = func(context.Context, jose.SignatureAlgorithm, string) (any, error) { return secret, nil }
+		if c.HS256Read == nil {
+			if len(c.HS256Secret) < minSecretBytes {
+				return nil, fmt.Errorf("identity: %w", errShortSecret)
+			}
+			secret := bytes.Clone(c.HS256Secret)
+			a.key = func(context.Context, jose.SignatureAlgorithm, string) (any, error) { return secret, nil }
+			return a, nil
+		}
+		var err error
+		if a.secret, err = newSharedSecret(ctx, c.HS256Read, logger); err != nil {
+			return nil, fmt.Errorf("identity: %w", err)
+		}
+		a.key = a.secret.find
 		return a, nil
 	}
 
@@ -158,9 +176,22 @@ func (a *Authenticator) Authenticate(ctx context.Context, token string) (keys.Pr
 	return a.principal(payload)
 }
 
+// Reload reads the key set or the shared secret again, as soon as it can and not waiting for it (R11).
+func (a *Authenticator) Reload() {
+	if a.cache != nil {
+		a.cache.refresh()
+	}
+	if a.secret != nil {
+		a.secret.reload()
+	}
+}
+
 // Close ends the background work and waits for it. Keys already read stay known.
 func (a *Authenticator) Close() {
 	if a.cache != nil {
 		a.cache.close()
+	}
+	if a.secret != nil {
+		a.secret.close()
 	}
 }

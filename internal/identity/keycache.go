@@ -64,9 +64,10 @@ type keyCache struct {
 
 	// Owned by the running read.
 	document []byte            // of the latest good read
-	rejected [sha256.Size]byte // of the latest document that could not be used
-	content  error             // what is wrong with the latest document
-	failure  string            // of the latest read; logged when it changes
+	latest   [sha256.Size]byte // digest of the latest document, good or not
+	content  error             // what is wrong with it
+	failing  bool              // the latest read failed
+	logged   logged            // the latest failure in the log
 	tooOld   bool              // was logged
 }
 
@@ -88,6 +89,13 @@ type keyName [sha256.Size]byte
 
 func nameOf(alg jose.SignatureAlgorithm, kid string) keyName {
 	return sha256.Sum256([]byte(string(alg) + "\x00" + kid))
+}
+
+// logged is a failure as it was logged. Another file is a new failure, though it may read like the
+// one before; what a failing server answers is not.
+type logged struct {
+	failure string
+	file    [sha256.Size]byte
 }
 
 // miss is a key that a read did not find.
@@ -328,18 +336,12 @@ func (c *keyCache) load() error {
 	case errors.Is(err, errUnchanged):
 	case err != nil:
 		return err
-	case c.document == nil || !bytes.Equal(data, c.document):
-		if sum := sha256.Sum256(data); sum != c.rejected {
-			c.rejected = sum
-			if c.source.local {
-				c.failure = "" // another fault, though it may read like the one before
-			}
-		}
-		if c.content = c.replace(data); c.content == nil {
-			return nil
-		}
 	default:
+		c.latest = sha256.Sum256(data)
 		c.content = nil
+		if c.document == nil || !bytes.Equal(data, c.document) {
+			c.content = c.replace(data)
+		}
 	}
 	if c.content == nil {
 		c.loaded.Store(&loadedSet{set: c.loaded.Load().set, at: c.now()})
@@ -373,16 +375,21 @@ func (c *keyCache) report(err error) {
 		return
 	}
 	if err == nil {
-		if c.failure != "" {
+		if c.failing {
 			c.log.Info("token key set is readable again")
 		}
-		c.failure, c.tooOld = "", false
+		c.failing, c.logged, c.tooOld = false, logged{}, false
 		return
 	}
+	c.failing = true
 	l := c.loaded.Load()
-	if failure := err.Error(); failure != c.failure {
-		c.failure = failure
-		c.log.Warn("token key set not read; the last good one is kept", "error", failure, "have_keys", l != nil)
+	about := logged{failure: err.Error()}
+	if c.source.local {
+		about.file = c.latest
+	}
+	if about != c.logged {
+		c.logged = about
+		c.log.Warn("token key set not read; the last good one is kept", "error", about.failure, "have_keys", l != nil)
 	}
 	if l != nil && c.maxAge > 0 && c.age() > c.maxAge && !c.tooOld {
 		c.tooOld = true
