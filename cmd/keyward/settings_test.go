@@ -221,6 +221,8 @@ func TestR3Wrong(t *testing.T) {
 		"no issuer":              {slices.Delete(with(), 2, 3), nil, "--jwt-issuer (KEYWARD_JWT_ISSUER) is required"},
 		"no audience":            {good[:3], nil, "--jwt-audience (KEYWARD_JWT_AUDIENCE) is required"},
 		"no organization claim":  {with("--jwt-organization-claim="), nil, "--jwt-organization-claim (KEYWARD_JWT_ORGANIZATION_CLAIM): "},
+		"JWKS age too short":     {with("--jwt-jwks-max-age=59s"), nil, "--jwt-jwks-max-age (KEYWARD_JWT_JWKS_MAX_AGE): must be 0s (no limit) or at least 1m"},
+		"JWKS age no time":       {with(), []string{"KEYWARD_JWT_JWKS_MAX_AGE=soon"}, "--jwt-jwks-max-age (KEYWARD_JWT_JWKS_MAX_AGE): must be a length of time"},
 		"role claim alone":       {with("--jwt-role-claim=r"), nil, "goes with --jwt-roles (KEYWARD_JWT_ROLES)"},
 		"roles alone":            {with(), []string{"KEYWARD_JWT_ROLES=admin"}, "goes with --jwt-roles (KEYWARD_JWT_ROLES)"},
 		"empty role":             {with("--jwt-role-claim=r", "--jwt-roles=a,,b"), nil, "a role must not be empty"},
