@@ -34,14 +34,16 @@ func TestR11HS256SecretFile(t *testing.T) {
 	p := keywardtest.Start(t, keywardtest.Options{
 		Dir: t.TempDir(), Args: []string{"serve"},
 		Env: []string{
-			"KEYWARD_LISTEN=127.0.0.1:0", "KEYWARD_INTERNAL_LISTEN=127.0.0.1:0", "KEYWARD_MASTER_KEY_FILE=" + masterKey,
+			"KEYWARD_LISTEN=127.0.0.1:0", "KEYWARD_INTERNAL_LISTEN=127.0.0.1:0",
+			"KEYWARD_MASTER_KEY_FILE=" + masterKey,
 			"KEYWARD_JWT_HS256_SECRET_FILE=" + path, "KEYWARD_JWT_ISSUER=", "KEYWARD_JWT_AUDIENCE=",
 			"KEYWARD_JWT_ORGANIZATION_CLAIM=app_metadata.org_id",
 		},
 	})
 	status := func(secret string) int {
 		t.Helper()
-		token := hs256(t, secret, map[string]any{"sub": "ann", "app_metadata": map[string]any{"org_id": "org_a"}})
+		metadata := map[string]any{"org_id": "org_a"}
+		token := hs256(t, secret, map[string]any{"sub": "ann", "app_metadata": metadata})
 		resp, _ := request(t, "GET", p.Public+keysPath, token, "")
 		return resp.StatusCode
 	}
@@ -65,8 +67,9 @@ func TestR11HS256SecretFile(t *testing.T) {
 	}
 }
 
-// C1: an issuer that starts after the server is found within moments, and the 503 until then says how
-// long to wait. KEYWARD_JWT_ROLE_CLAIM is named in the log. The metric says how old the key set is.
+// C1: an issuer that starts after the server is found within moments, and the 503 until then says
+// how long to wait. KEYWARD_JWT_ROLE_CLAIM is named in the log. The metric says how old the key
+// set is.
 func TestC1IssuerStartsLater(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

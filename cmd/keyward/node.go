@@ -111,8 +111,9 @@ func newNode(cfg nodeConfig) (*node, error) {
 	}
 	n.service, err = keys.NewService(keys.Config{
 		Store: n.db, Ring: cfg.ring, Format: cfg.format, Barrier: n.verifier, Render: server.RenderIssued,
-		Manages: n.verifier.Manages, RequiredRoles: cfg.requiredRoles, RoleClaim: cfg.roleClaim, RequireRegistered: cfg.requireRegistered,
-		MaxExpiresInDays: cfg.maxExpiresInDays, MaxOverlap: cfg.maxOverlap, Observe: n.metrics.Act,
+		Manages: n.verifier.Manages, RequiredRoles: cfg.requiredRoles, RoleClaim: cfg.roleClaim,
+		RequireRegistered: cfg.requireRegistered,
+		MaxExpiresInDays:  cfg.maxExpiresInDays, MaxOverlap: cfg.maxOverlap, Observe: n.metrics.Act,
 	})
 	if err != nil {
 		return nil, err

@@ -140,7 +140,8 @@ func (c *serveCmd) check() error {
 	case c.JWTAudience == nil:
 		return wrong("--jwt-audience (KEYWARD_JWT_AUDIENCE) is required; set it to nothing on purpose if no audience is to be checked")
 	case c.JWTJWKSMaxAge != 0 && time.Duration(c.JWTJWKSMaxAge) < minJWKSMaxAge:
-		return wrong("--jwt-jwks-max-age (KEYWARD_JWT_JWKS_MAX_AGE): must be 0s (no limit) or at least 1m")
+		return wrong("--jwt-jwks-max-age (KEYWARD_JWT_JWKS_MAX_AGE): " +
+			"must be 0s (no limit) or at least 1m")
 	case c.JWTOrganizationClaim == "":
 		return wrong("--jwt-organization-claim (KEYWARD_JWT_ORGANIZATION_CLAIM): must not be empty")
 	case (c.JWTRoleClaim == "") != (len(c.JWTRoles) == 0):
@@ -176,11 +177,12 @@ func (c *serveCmd) node(ctx context.Context, logger *slog.Logger) (*node, error)
 	cfg := nodeConfig{
 		listen: string(c.Listen), internalListen: string(c.InternalListen), extAuthzListen: string(c.ExtAuthzListen),
 		database: c.database.options(), masterKeyFile: c.MasterKeyFile,
-		requiredRoles: c.JWTRoles, roleClaim: c.JWTRoleClaim, requireRegistered: c.RequireRegisteredOrganizations,
+		requiredRoles: c.JWTRoles, requireRegistered: c.RequireRegisteredOrganizations,
 		maxExpiresInDays: c.MaxExpiresInDays, maxOverlap: time.Duration(c.MaxOverlap), lease: time.Duration(c.Lease),
 		advertise: string(c.Advertise), probeEvery: time.Duration(c.ProbeEvery),
 		logger: logger,
 	}
+	cfg.roleClaim = c.JWTRoleClaim
 	cfg.tls.Cert, cfg.tls.Key, cfg.tls.ClientCA = c.TLSCertFile, c.TLSKeyFile, c.InternalClientCAFile
 	if cfg.maxOverlap == 0 {
 		cfg.maxOverlap = -1 // the domain takes 0 for its default
@@ -237,7 +239,8 @@ func (c *serveCmd) internalTokens(logger *slog.Logger) ([]string, error) {
 
 func (c *serveCmd) authenticator(ctx context.Context, logger *slog.Logger) (*identity.Authenticator, error) {
 	cfg := identity.Config{
-		JWKS: c.JWTJWKS, JWKSMaxAge: time.Duration(c.JWTJWKSMaxAge), Issuer: *c.JWTIssuer, Audience: *c.JWTAudience,
+		JWKS: c.JWTJWKS, JWKSMaxAge: time.Duration(c.JWTJWKSMaxAge),
+		Issuer: *c.JWTIssuer, Audience: *c.JWTAudience,
 		OrganizationClaim: c.JWTOrganizationClaim, RoleClaim: c.JWTRoleClaim, Logger: logger,
 	}
 	at := "--jwt-jwks (KEYWARD_JWT_JWKS)"

@@ -33,6 +33,7 @@ var settings = []struct {
 	{env: "KEYWARD_DATABASE_ALLOW_PLAINTEXT", def: "false", one: "true", two: "false"},
 	{env: "KEYWARD_MASTER_KEY_FILE", one: "/a", two: "/b"},
 	{env: "KEYWARD_JWT_JWKS", one: "https://a", two: "b.json"},
+	{env: "KEYWARD_JWT_JWKS_MAX_AGE", def: "24h", one: "1m", two: "0s"},
 	{env: "KEYWARD_JWT_HS256_SECRET_FILE", one: "/a", two: "/b"},
 	{env: "KEYWARD_JWT_ISSUER", one: "a", two: "b", undefined: true},
 	{env: "KEYWARD_JWT_AUDIENCE", one: "a", two: "b", undefined: true},

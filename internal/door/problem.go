@@ -59,7 +59,7 @@ func refusalOf(err error) (refusal *keys.Error, cause error) {
 		return refusal, nil
 	case errors.As(err, &unavailable):
 		refusal = &keys.Error{Code: api.Unavailable, Detail: "This could not be decided or completed just now. Ask again in a moment; repeating the request is safe."}
-		var hint interface{ RetryAfter() time.Duration } // a cause that knows when it makes sense to ask again
+		var hint interface{ RetryAfter() time.Duration } // a cause that knows when to ask again
 		if errors.As(unavailable.Err, &hint) {
 			refusal.RetryAfter = hint.RetryAfter()
 		}

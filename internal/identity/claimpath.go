@@ -67,7 +67,9 @@ func lookup(claims map[string]json.RawMessage, path string) (json.RawMessage, pa
 
 // longestName returns the member with the longest name that path begins with, up to its end or to
 // a dot, and what is left of the path from that dot on.
-func longestName(members map[string]json.RawMessage, path string) (raw json.RawMessage, after string, found bool) {
+func longestName(
+	members map[string]json.RawMessage, path string,
+) (raw json.RawMessage, after string, found bool) {
 	for end := len(path); end >= 0; end = strings.LastIndexByte(path[:end], '.') {
 		if raw, found := members[path[:end]]; found {
 			return raw, path[end:], true
@@ -129,7 +131,9 @@ func (a *Authenticator) organization(claims map[string]json.RawMessage) (string,
 }
 
 // roles reads the roles that the user has in an organization. A token without the claim has none.
-func (a *Authenticator) roles(claims map[string]json.RawMessage, organization string) ([]string, error) {
+func (a *Authenticator) roles(
+	claims map[string]json.RawMessage, organization string,
+) ([]string, error) {
 	reject := func(why string) ([]string, error) {
 		return nil, refuse("role claim " + strconv.Quote(a.roleClaim) + " " + why)
 	}
@@ -149,13 +153,14 @@ func (a *Authenticator) roles(claims map[string]json.RawMessage, organization st
 	case pathUnreadable:
 		return reject("cannot be read: a member stands in it twice")
 	default:
-		return reject("is neither a string, nor an array of strings, nor an object of roles by organization")
+		return reject("is neither a string, nor an array of strings, nor an object of " +
+			"roles by organization")
 	}
 }
 
-// roleList reads one string with spaces between the roles (as RFC 8693 §4.2 writes scope), an array
-// of strings, each one role, or Zitadel's object: by role, the organizations that granted it. There,
-// a role counts if the user's organization is among them: the role that another organization
+// roleList reads one string with spaces between the roles (as RFC 8693 §4.2 writes scope), an
+// array of strings, each one role, or Zitadel's object: by role, the organizations that granted it.
+// There, a role counts if the user's organization is among them: the role that another organization
 // gave must not work in this one. pathMissing means that raw is none of these.
 func roleList(raw json.RawMessage, organization string) ([]string, pathResult) {
 	var list []string

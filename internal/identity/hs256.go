@@ -36,7 +36,9 @@ type sharedSecret struct {
 }
 
 // newSharedSecret reads the secret for the first time.
-func newSharedSecret(ctx context.Context, read func() ([]byte, error), log *slog.Logger) (*sharedSecret, error) {
+func newSharedSecret(
+	ctx context.Context, read func() ([]byte, error), log *slog.Logger,
+) (*sharedSecret, error) {
 	s := &sharedSecret{read: read, log: log}
 	s.life, s.stop = context.WithCancel(ctx)
 	if err := s.load(); err != nil {
@@ -87,7 +89,9 @@ func (s *sharedSecret) load() error {
 	if now := s.current.Load(); now == nil || !bytes.Equal(*now, data) {
 		data = bytes.Clone(data)
 		s.current.Store(&data)
-		s.log.Info("HS256 secret loaded")
+		if now != nil {
+			s.log.Info("HS256 secret has changed")
+		}
 	}
 	return nil
 }

@@ -141,7 +141,9 @@ func New(ctx context.Context, c Config) (*Authenticator, error) {
 				return nil, fmt.Errorf("identity: %w", errShortSecret)
 			}
 			secret := bytes.Clone(c.HS256Secret)
-			a.key = func(context.Context, jose.SignatureAlgorithm, string) (any, error) { return secret, nil }
+			a.key = func(context.Context, jose.SignatureAlgorithm, string) (any, error) {
+				return secret, nil
+			}
 			return a, nil
 		}
 		var err error
@@ -176,10 +178,10 @@ func (a *Authenticator) Authenticate(ctx context.Context, token string) (keys.Pr
 	return a.principal(payload)
 }
 
-// Reload reads the key set or the shared secret again, as soon as it can and not waiting for it (R11).
+// Reload has the key set or the shared secret read again at once, and does not wait for it (R11).
 func (a *Authenticator) Reload() {
 	if a.cache != nil {
-		a.cache.refresh()
+		a.cache.reload()
 	}
 	if a.secret != nil {
 		a.secret.reload()

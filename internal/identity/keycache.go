@@ -54,6 +54,7 @@ type keyCache struct {
 
 	mu       sync.Mutex
 	running  *keyRead // nil when none runs
+	again    bool     // another read is to follow it at once
 	number   uint64   // of the latest read, the running one included
 	good     uint64   // number of the latest read that succeeded
 	failures int      // reads that failed since then
@@ -206,7 +207,7 @@ func (c *keyCache) find(ctx context.Context, alg jose.SignatureAlgorithm, kid st
 	before := c.number
 	c.mu.Unlock()
 	for {
-		r, err := c.readFor(name, before, why)
+		r, err := c.readFor(alg, kid, name, before)
 		if err != nil {
 			return nil, err
 		}
@@ -232,16 +233,19 @@ func undecided(err error) bool {
 	return errors.Is(err, errUnknownKey) || errors.Is(err, ErrUnavailable)
 }
 
-// readFor returns the read that a token has to wait for, since known said why. It is nil when a
-// read has succeeded meanwhile that began after the read with the number before. The error says that
-// there is nothing to wait for.
-func (c *keyCache) readFor(name keyName, before uint64, why error) (*keyRead, error) {
+// readFor returns the read that a token has to wait for. It is nil when what known says is final:
+// another read has ended meanwhile. before is the number of the latest read when the token came. The
+// error says that there is nothing to wait for.
+func (c *keyCache) readFor(
+	alg jose.SignatureAlgorithm, kid string, name keyName, before uint64,
+) (*keyRead, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.running != nil {
 		return c.running, nil
 	}
-	if c.good > before {
+	_, why := c.known(alg, kid) // no read runs: it stays so while the lock is held
+	if !undecided(why) || (errors.Is(why, errUnknownKey) && c.good > before) {
 		return nil, nil
 	}
 	now := c.now()
@@ -294,6 +298,18 @@ func (c *keyCache) refresh() {
 	}
 }
 
+// reload begins a read now, or once the one that runs has ended: that one may have seen what was
+// there before.
+func (c *keyCache) reload() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.running == nil {
+		c.start()
+	} else {
+		c.again = true
+	}
+}
+
 // start begins a read. It returns nil when the cache is closed. The caller holds the lock, and no
 // read runs.
 func (c *keyCache) start() *keyRead {
@@ -316,6 +332,9 @@ func (c *keyCache) start() *keyRead {
 			r.failed = true
 			wait = min(wait, firstRetry<<min(c.failures, 16), maxRetry)
 			c.failures++
+		}
+		if c.again {
+			c.again, wait = false, 0
 		}
 		c.next = c.now().Add(wait)
 		c.running = nil
@@ -389,7 +408,8 @@ func (c *keyCache) report(err error) {
 	}
 	if about != c.logged {
 		c.logged = about
-		c.log.Warn("token key set not read; the last good one is kept", "error", about.failure, "have_keys", l != nil)
+		c.log.Warn("token key set not read; the last good one is kept",
+			"error", about.failure, "have_keys", l != nil)
 	}
 	if l != nil && c.maxAge > 0 && c.age() > c.maxAge && !c.tooOld {
 		c.tooOld = true

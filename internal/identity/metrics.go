@@ -17,8 +17,8 @@ func (a *Authenticator) Collectors() []prometheus.Collector {
 	}, func() float64 { return a.KeySetAge().Seconds() })}
 }
 
-// KeySetAge is how long ago the issuer's key set was last read, or a was made if it never was. It is 0
-// with a shared secret.
+// KeySetAge is how long ago the issuer's key set was last read, or a was made if it never was. It
+// is 0 with a shared secret.
 func (a *Authenticator) KeySetAge() time.Duration {
 	if a.cache == nil {
 		return 0

@@ -71,14 +71,16 @@ func TestC1NewKeyRightAfterAFetch(t *testing.T) {
 	})
 }
 
-// TestC1IssuerStartsLater: until the first key set, fetches are 250 ms apart at first and 30 s in the
-// end, and a 503 says when the next one is.
+// TestC1IssuerStartsLater: until the first key set, fetches are 250 ms apart at first and 30 s in
+// the end, and a 503 says when the next one is.
 func TestC1IssuerStartsLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := ecKey(t, "known")
 		srv := &issuerServer{body: keySetJSON(t, k.with(nil)), fail: errors.New("connection refused")}
 		var times fetchTimes
-		a, err := New(t.Context(), Config{JWKS: testKeySetURL, Client: times.watch(srv), Logger: new(logBuffer).logger()})
+		a, err := New(t.Context(), Config{
+			JWKS: testKeySetURL, Client: times.watch(srv), Logger: new(logBuffer).logger(),
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -117,22 +119,25 @@ func TestC1SlowIssuerBacksOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv := &issuerServer{hang: true}
 		var times fetchTimes
-		a, err := New(t.Context(), Config{JWKS: testKeySetURL, Client: times.watch(srv), Logger: new(logBuffer).logger()})
+		a, err := New(t.Context(), Config{
+			JWKS: testKeySetURL, Client: times.watch(srv), Logger: new(logBuffer).logger(),
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer a.Close()
 		time.Sleep(17 * time.Second)
 		synctest.Wait()
-		want := []time.Duration{0, 5250 * time.Millisecond, 10750 * time.Millisecond, 16750 * time.Millisecond}
+		const ms = time.Millisecond
+		want := []time.Duration{0, 5250 * ms, 10750 * ms, 16750 * ms}
 		if diff := cmp.Diff(want, times.at); diff != "" {
 			t.Errorf("fetches (-want +got):\n%s", diff)
 		}
 	})
 }
 
-// TestC1UnknownKidFlood: 10,000 unknown kids cost the issuer five fetches and then one in 30 s. Known
-// keys do not notice, and what is remembered has a bound.
+// TestC1UnknownKidFlood: 10,000 unknown kids cost the issuer five fetches and then one in 30 s.
+// Known keys do not notice, and what is remembered has a bound.
 func TestC1UnknownKidFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := ecKey(t, "known")
@@ -189,8 +194,8 @@ func TestC1UnknownKidFlood(t *testing.T) {
 	})
 }
 
-// TestC1NewKeyDuringAFlood: while random kids use up the quick looks, a token of a new key gets 503,
-// not 401, and is accepted when Retry-After says.
+// TestC1NewKeyDuringAFlood: while random kids use up the quick looks, a token of a new key gets
+// 503, not 401, and is accepted when Retry-After says.
 func TestC1NewKeyDuringAFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, next := ecKey(t, "known"), ecKey(t, "next")
@@ -220,14 +225,16 @@ func TestC1NewKeyDuringAFlood(t *testing.T) {
 	})
 }
 
-// TestC1StaleKid: a client that repeats one withdrawn key gets 401, is not looked for each time, and
-// leaves quick looks for others. One that the issuer publishes late is found.
+// TestC1StaleKid: a client that repeats one withdrawn key gets 401, is not looked for each time,
+// and leaves quick looks for others. One that the issuer publishes late is found.
 func TestC1StaleKid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, next := ecKey(t, "known"), ecKey(t, "next")
 		srv := &issuerServer{body: keySetJSON(t, k.with(nil))}
 		var times fetchTimes
-		a, err := New(t.Context(), Config{JWKS: testKeySetURL, Client: times.watch(srv), Logger: new(logBuffer).logger()})
+		a, err := New(t.Context(), Config{
+			JWKS: testKeySetURL, Client: times.watch(srv), Logger: new(logBuffer).logger(),
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -269,7 +276,8 @@ func TestC1TokenDuringAFetch(t *testing.T) {
 		var group sync.WaitGroup
 		group.Go(func() { expect(t, "unknown key", "refused", judge(t, a, stranger(t, k, "random"))) })
 		synctest.Wait() // the fetch has the old answer now
-		srv.set(func(s *issuerServer) { s.body, s.hold = keySetJSON(t, k.with(nil), next.with(nil)), nil })
+		both := keySetJSON(t, k.with(nil), next.with(nil))
+		srv.set(func(s *issuerServer) { s.body, s.hold = both, nil })
 		for range 100 {
 			group.Go(func() { expect(t, "new key", "accepted", judge(t, a, fresh(t, next))) })
 		}

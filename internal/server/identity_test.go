@@ -20,7 +20,9 @@ import (
 // authenticatorFunc stands in for the issuer.
 type authenticatorFunc func() (keys.Principal, error)
 
-func (f authenticatorFunc) Authenticate(context.Context, string) (keys.Principal, error) { return f() }
+func (f authenticatorFunc) Authenticate(context.Context, string) (keys.Principal, error) {
+	return f()
+}
 
 // reasons returns the reasons in the log lines of rejected requests.
 func (f *fixture) reasons(code api.Code) (list []string) {
@@ -38,6 +40,7 @@ func TestR3RoleReason(t *testing.T) {
 	for i := range many {
 		many[i] = fmt.Sprint("role-", i)
 	}
+	const needed = `; one of ["key-admin", "owner"] is needed`
 	for _, tt := range []struct {
 		name   string
 		claim  string
@@ -45,16 +48,16 @@ func TestR3RoleReason(t *testing.T) {
 		reason string
 	}{
 		{"none", "realm_access.roles", nil,
-			`role claim "realm_access.roles" has no role; one of ["key-admin", "owner"] is needed`},
-		{"one", "o.rol", []string{"viewer"}, `role claim "o.rol" has ["viewer"]; one of ["key-admin", "owner"] is needed`},
+			`role claim "realm_access.roles" has no role` + needed},
+		{"one", "o.rol", []string{"viewer"}, `role claim "o.rol" has ["viewer"]` + needed},
 		{"another case", "roles", []string{"Owner", "KEY-ADMIN"},
-			`role claim "roles" has ["Owner", "KEY-ADMIN"]; one of ["key-admin", "owner"] is needed`},
+			`role claim "roles" has ["Owner", "KEY-ADMIN"]` + needed},
 		{"not printable", "roles", []string{"a\n{\"level\":\"ERROR\"}\u202e"},
-			`role claim "roles" has ["a\n{\"level\":\"ERROR\"}\u202e"]; one of ["key-admin", "owner"] is needed`},
+			`role claim "roles" has ["a\n{\"level\":\"ERROR\"}\u202e"]` + needed},
 		{"long", "roles", []string{strings.Repeat("é", 500)},
-			`role claim "roles" has ["` + strings.Repeat("é", 64) + `…"]; one of ["key-admin", "owner"] is needed`},
-		{"many", "roles", many, `role claim "roles" has ["role-0", "role-1", "role-2", "role-3", "role-4", "role-5", ` +
-			`"role-6", "role-7" and 12 more]; one of ["key-admin", "owner"] is needed`},
+			`role claim "roles" has ["` + strings.Repeat("é", 64) + `…"]` + needed},
+		{"many", "roles", many, `role claim "roles" has ["role-0", "role-1", "role-2", "role-3", ` +
+			`"role-4", "role-5", "role-6", "role-7" and 12 more]` + needed},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newFixture(t, func(s *setup) {
@@ -90,10 +93,12 @@ func TestC1OrganizationReason(t *testing.T) {
 	}
 	for _, tt := range []struct{ name, claims, reason string }{
 		{"missing", ``, `organization claim "organization.*.id" is missing`},
-		{"several", `,"organization":[{"id":"a"},{"id":"b"}]`, `organization claim "organization.*.id" names several organizations`},
+		{"several", `,"organization":[{"id":"a"},{"id":"b"}]`,
+			`organization claim "organization.*.id" names several organizations`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			a, err := identity.New(t.Context(), identity.Config{HS256Secret: secret, OrganizationClaim: "organization.*.id"})
+			c := identity.Config{HS256Secret: secret, OrganizationClaim: "organization.*.id"}
+			a, err := identity.New(t.Context(), c)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -118,7 +123,10 @@ func TestC1RetryAfter(t *testing.T) {
 	for _, tt := range []struct {
 		wait time.Duration
 		want string
-	}{{0, "1"}, {250 * time.Millisecond, "1"}, {time.Second, "1"}, {1001 * time.Millisecond, "2"}, {30 * time.Second, "30"}} {
+	}{
+		{0, "1"}, {250 * time.Millisecond, "1"}, {time.Second, "1"},
+		{1001 * time.Millisecond, "2"}, {30 * time.Second, "30"},
+	} {
 		t.Run(tt.wait.String(), func(t *testing.T) {
 			f := newFixture(t, func(s *setup) {
 				s.server.Authenticator = authenticatorFunc(func() (keys.Principal, error) {
