@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/syncgram/keyward/internal/keys"
 )
 
 // reasonOf returns why a token was rejected, "" when it was not.
@@ -203,4 +205,33 @@ func TestR3RoleClaimPath(t *testing.T) {
 			}
 		})
 	}
+}
+
+// FuzzR3ClaimPath: whatever path is set and whatever is signed, a principal that comes out has one
+// valid organization, and the text of a rejection is no longer than the setting makes it.
+func FuzzR3ClaimPath(f *testing.F) {
+	for _, seed := range []struct{ path, claims string }{
+		{"a.b", `{"a":{"b":"x"}}`}, {"a.*.id", `{"a":[{"id":"x"}]}`}, {"*", `{"*":["x"]}`},
+		{"a.", `{"a":{"":"x"}}`}, {".", `{"":{"":"x"}}`}, {"a.*.*", `{"a":{"b":["x"]}}`},
+		{"a.b", `{"a":{"b":{"c":{"x":""}}}}`}, {"", `{"":["x"]}`},
+	} {
+		f.Add(seed.path, seed.claims)
+	}
+	f.Fuzz(func(t *testing.T, path, payload string) {
+		members, ok := object([]byte(payload))
+		if !ok {
+			return
+		}
+		a := &Authenticator{organizationClaim: path, roleClaim: path}
+		id, err := a.organization(members)
+		if err == nil && !keys.ValidOrganizationID(id) {
+			t.Errorf("organization %q", id)
+		}
+		if err != nil && (id != "" || len(err.Error()) > 200+10*len(path)) {
+			t.Errorf("%q with %d bytes of error", id, len(err.Error()))
+		}
+		if roles, err := a.roles(members, "x"); err != nil && roles != nil {
+			t.Errorf("roles %q with %v", roles, err)
+		}
+	})
 }

@@ -191,6 +191,12 @@ func TestC1UnknownKidFlood(t *testing.T) {
 		if n := srv.hits.Load(); n > 1+5+1+120+6 {
 			t.Errorf("%d fetches in an hour of floods", n)
 		}
+		for i := range 10_000 {
+			a.cache.remember(nameOf("ES256", fmt.Sprint("missing ", i)))
+		}
+		if n := len(a.cache.misses); n > maxMisses {
+			t.Errorf("%d missing keys are kept, want %d at most", n, maxMisses)
+		}
 	})
 }
 
