@@ -54,6 +54,7 @@ type nodeConfig struct {
 	format        token.Format
 
 	requiredRoles     []string
+	roleClaim         string
 	requireRegistered bool
 	maxExpiresInDays  int
 	maxOverlap        time.Duration // as in keys.Config
@@ -118,7 +119,8 @@ func newNode(cfg nodeConfig) (*node, error) {
 	}
 	n.service, err = keys.NewService(keys.Config{
 		Store: n.db, Ring: cfg.ring, Format: cfg.format, Barrier: n.verifier, Render: server.RenderIssued,
-		Manages: n.verifier.Manages, Proven: n.verifier.Proven, HeldRevision: n.verifier.HeldRevision, RequiredRoles: cfg.requiredRoles, RequireRegistered: cfg.requireRegistered,
+		Manages: n.verifier.Manages, Proven: n.verifier.Proven, HeldRevision: n.verifier.HeldRevision,
+		RequiredRoles: cfg.requiredRoles, RoleClaim: cfg.roleClaim, RequireRegistered: cfg.requireRegistered,
 		MaxExpiresInDays: cfg.maxExpiresInDays, MaxOverlap: cfg.maxOverlap, Observe: n.metrics.Act,
 	})
 	if err != nil {
@@ -139,6 +141,7 @@ func newNode(cfg nodeConfig) (*node, error) {
 		return nil, wrong("--cors-origins (KEYWARD_CORS_ORIGINS): %w", err)
 	}
 	n.metrics.WatchPools(n.db.stats)
+	n.metrics.Registry.MustRegister(cfg.authenticator.Collectors()...)
 
 	publicTLS, innerTLS, err := tlsConfigs(cfg.tls, cfg.files)
 	if err != nil {

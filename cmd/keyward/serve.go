@@ -50,12 +50,13 @@ type serveCmd struct {
 	Advertise   advertiseAddress `setting:"" group:"Many nodes:" help:"Where the other nodes reach this node's verification listener. By default where it listens, under this machine's name if that is every address." placeholder:"HOST:PORT"`
 	ProbeCAFile string           `setting:"" name:"probe-ca-file" type:"path" group:"Many nodes:" help:"Certificate authorities (PEM) of the nodes' verification listeners, besides the system's, for the prober." placeholder:"FILE"`
 
-	JWTJWKS              string   `setting:"" name:"jwt-jwks" type:"string" group:"Users' tokens:" help:"The issuer's keys: an https URL, an http URL on loopback, or a file. Either this or an HS256 secret is required." placeholder:"URL|FILE"`
-	JWTHS256SecretFile   string   `setting:"" name:"jwt-hs256-secret-file" type:"path" group:"Users' tokens:" help:"Shared HS256 secret: the file without a final newline, at least 32 bytes." placeholder:"FILE"`
+	JWTJWKS              string   `setting:"" name:"jwt-jwks" type:"string" group:"Users' tokens:" help:"The issuer's keys: an https URL, an http URL on loopback, or a file, which is read again when it changes. Either this or an HS256 secret is required." placeholder:"URL|FILE"`
+	JWTJWKSMaxAge        duration `setting:"" name:"jwt-jwks-max-age" default:"24h" group:"Users' tokens:" help:"How long the issuer's keys stay in use while they cannot be read again, at least 1m. After that tokens are answered 503. 0s is no limit." placeholder:"DURATION"`
+	JWTHS256SecretFile   string   `setting:"" name:"jwt-hs256-secret-file" type:"path" group:"Users' tokens:" help:"Shared HS256 secret: the file without a final newline, at least 32 bytes; read again when it changes." placeholder:"FILE"`
 	JWTIssuer            *string  `setting:"empty" name:"jwt-issuer" group:"Users' tokens:" help:"Required: what the claim iss must be. Set to nothing on purpose to leave it unchecked." placeholder:"ISSUER"`
 	JWTAudience          *string  `setting:"empty" name:"jwt-audience" group:"Users' tokens:" help:"Required: what the claim aud must contain. Set to nothing on purpose to leave it unchecked." placeholder:"AUDIENCE"`
-	JWTOrganizationClaim string   `setting:"" name:"jwt-organization-claim" default:"org_id" group:"Users' tokens:" help:"Claim that names the user's organization; the user is sub." placeholder:"CLAIM"`
-	JWTRoleClaim         string   `setting:"" name:"jwt-role-claim" group:"Users' tokens:" help:"Claim that holds the user's roles. Roles are not read by default." placeholder:"CLAIM"`
+	JWTOrganizationClaim string   `setting:"" name:"jwt-organization-claim" default:"org_id" group:"Users' tokens:" help:"Claim that names the user's organization: its name, or a path such as app_metadata.org_id, in which * is the only member of an object or array. The user is sub." placeholder:"CLAIM"`
+	JWTRoleClaim         string   `setting:"" name:"jwt-role-claim" group:"Users' tokens:" help:"Claim that holds the user's roles, by its name or a path such as realm_access.roles. Roles are not read by default." placeholder:"CLAIM"`
 	JWTRoles             []string `setting:"" name:"jwt-roles" group:"Users' tokens:" help:"Roles, separated by commas, of which a user needs one to manage keys. None is needed by default." placeholder:"ROLE"`
 
 	SecretPrefix                   string   `setting:"" default:"sk" group:"Keys:" help:"The word before _live_ and _test_ in every secret." placeholder:"WORD"`
@@ -82,6 +83,9 @@ const longestLease = 5 * time.Minute
 
 // leastProbe bounds --probe-every: each probe is two writes that stay in the audit log.
 const leastProbe = 5 * time.Second
+
+// minJWKSMaxAge leaves time for several attempts to read the key set.
+const minJWKSMaxAge = time.Minute
 
 // Run serves until ctx ends.
 func (c *serveCmd) Run(ctx context.Context, t *terminal) error {
@@ -129,6 +133,9 @@ func (c *serveCmd) check() error {
 		return wrong("--jwt-issuer (KEYWARD_JWT_ISSUER) is required; set it to nothing on purpose if no issuer is to be checked")
 	case c.JWTAudience == nil:
 		return wrong("--jwt-audience (KEYWARD_JWT_AUDIENCE) is required; set it to nothing on purpose if no audience is to be checked")
+	case c.JWTJWKSMaxAge != 0 && time.Duration(c.JWTJWKSMaxAge) < minJWKSMaxAge:
+		return wrong("--jwt-jwks-max-age (KEYWARD_JWT_JWKS_MAX_AGE): " +
+			"must be 0s (no limit) or at least 1m")
 	case c.JWTOrganizationClaim == "":
 		return wrong("--jwt-organization-claim (KEYWARD_JWT_ORGANIZATION_CLAIM): must not be empty")
 	case (c.JWTRoleClaim == "") != (len(c.JWTRoles) == 0):
@@ -161,6 +168,7 @@ func (c *serveCmd) node(ctx context.Context, logger *slog.Logger) (*node, error)
 		advertise: string(c.Advertise), probeEvery: time.Duration(c.ProbeEvery),
 		files: reload.New(logger), logger: logger,
 	}
+	cfg.roleClaim = c.JWTRoleClaim
 	cfg.tls.Cert, cfg.tls.Key, cfg.tls.ClientCA = c.TLSCertFile, c.TLSKeyFile, c.InternalClientCAFile
 	if cfg.maxOverlap == 0 {
 		cfg.maxOverlap = -1 // the domain takes 0 for its default
@@ -216,20 +224,24 @@ func (c *serveCmd) setAccess(cfg *nodeConfig) (err error) {
 
 func (c *serveCmd) authenticator(ctx context.Context, logger *slog.Logger) (*identity.Authenticator, error) {
 	cfg := identity.Config{
-		JWKS: c.JWTJWKS, Issuer: *c.JWTIssuer, Audience: *c.JWTAudience,
+		JWKS: c.JWTJWKS, JWKSMaxAge: time.Duration(c.JWTJWKSMaxAge),
+		Issuer: *c.JWTIssuer, Audience: *c.JWTAudience,
 		OrganizationClaim: c.JWTOrganizationClaim, RoleClaim: c.JWTRoleClaim, Logger: logger,
 	}
 	at := "--jwt-jwks (KEYWARD_JWT_JWKS)"
 	if c.JWTHS256SecretFile != "" {
 		at = "--jwt-hs256-secret-file (KEYWARD_JWT_HS256_SECRET_FILE)"
-		data, exposed, err := readSecretFile(c.JWTHS256SecretFile)
+		_, exposed, err := readSecretFile(c.JWTHS256SecretFile)
 		if err != nil {
 			return nil, wrong("%s: %w", at, err)
 		}
 		if exposed {
 			logger.Warn("every user of this machine can read the HS256 secret and so sign tokens: chmod 640 the file", "file", c.JWTHS256SecretFile)
 		}
-		cfg.HS256Secret = withoutNewline(data)
+		cfg.HS256Read = func() ([]byte, error) {
+			data, _, err := readSecretFile(c.JWTHS256SecretFile)
+			return withoutNewline(data), err
+		}
 	}
 	// The authenticator outlives ctx: requests that run when the first signal comes are still judged.
 	a, err := identity.New(context.WithoutCancel(ctx), cfg)

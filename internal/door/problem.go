@@ -58,7 +58,12 @@ func refusalOf(err error) (refusal *keys.Error, cause error) {
 	case errors.As(err, &refusal):
 		return refusal, nil
 	case errors.As(err, &unavailable):
-		return &keys.Error{Code: api.Unavailable, Detail: "This could not be decided or completed just now. Ask again in a moment; repeating the request is safe."}, unavailable.Err
+		refusal = &keys.Error{Code: api.Unavailable, Detail: "This could not be decided or completed just now. Ask again in a moment; repeating the request is safe."}
+		var hint interface{ RetryAfter() time.Duration } // a cause that knows when to ask again
+		if errors.As(unavailable.Err, &hint) {
+			refusal.RetryAfter = hint.RetryAfter()
+		}
+		return refusal, unavailable.Err
 	default:
 		return &keys.Error{Code: api.Internal, Detail: "Something went wrong on our side. Quote the request id when you report it."}, err
 	}

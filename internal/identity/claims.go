@@ -51,14 +51,13 @@ func (a *Authenticator) principal(payload []byte) (keys.Principal, error) {
 	if p.User, ok = text(claims["sub"]); !ok || !validUser(p.User) {
 		return keys.Principal{}, refuse("sub is missing or not 1 to 255 printable characters")
 	}
-	if p.OrganizationID, ok = text(claims[a.organizationClaim]); !ok || !keys.ValidOrganizationID(p.OrganizationID) {
-		return keys.Principal{}, refuse("the organization claim is missing or not an organization id")
+	var err error
+	if p.OrganizationID, err = a.organization(claims); err != nil {
+		return keys.Principal{}, err
 	}
 	if a.roleClaim != "" {
-		if raw, found := claims[a.roleClaim]; found {
-			if p.Roles, ok = roles(raw); !ok {
-				return keys.Principal{}, refuse("the role claim is neither a string nor an array of strings")
-			}
+		if p.Roles, err = a.roles(claims, p.OrganizationID); err != nil {
+			return keys.Principal{}, err
 		}
 	}
 	return p, nil
@@ -103,21 +102,6 @@ func validUser(sub string) bool {
 	return !strings.ContainsFunc(sub, func(r rune) bool {
 		return !unicode.IsPrint(r) || r == utf8.RuneError
 	})
-}
-
-// roles reads one string with spaces between the roles (as RFC 8693 §4.2 writes scope), or an array of
-// strings, each one role. null is no roles.
-func roles(raw json.RawMessage) ([]string, bool) {
-	if string(raw) == "null" {
-		return nil, true
-	}
-	var list []string
-	if s, ok := text(raw); ok {
-		list = strings.Split(s, " ")
-	} else if list, ok = texts(raw); !ok {
-		return nil, false
-	}
-	return slices.DeleteFunc(list, func(s string) bool { return s == "" }), true
 }
 
 // object reads one JSON object and keeps its members apart by their exact names: "SUB" is not

@@ -159,7 +159,8 @@ func TestC1Claims(t *testing.T) {
 		{"org_id", "orgé", false},
 		{"org_id", "' OR 1=1", false},
 		{"org_id", 1, false},
-		{"org_id", []string{"org_1"}, false},
+		{"org_id", []string{"org_1", "org_2"}, false},
+		{"org_id", []string{}, false},
 
 		// What is not read does not matter.
 		{"email", "other@example.com", true},
@@ -290,7 +291,8 @@ func TestR3OrganizationClaim(t *testing.T) {
 		{"tenant", nil, ""},
 		{"tenant", map[string]any{"tenant": "org_7"}, "org_7"},
 		{"https://example.com/organization", map[string]any{"https://example.com/organization": "org_8"}, "org_8"},
-		{"a.b", map[string]any{"a": map[string]any{"b": "org_9"}}, ""},
+		{"a.b", map[string]any{"a": map[string]any{"b": "org_9"}}, "org_9"},
+		{"tenant", map[string]any{"tenant": []string{"org_7"}}, "org_7"},
 		{"a.b", map[string]any{"a.b": "org_9"}, "org_9"},
 		{"tenant", map[string]any{"Tenant": "org_7"}, ""},
 	} {

@@ -7,6 +7,7 @@
 package identity
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -20,14 +21,22 @@ import (
 )
 
 // Config says whose tokens are accepted and what is read from them (R3, KEYWARD_JWT_*).
-// Exactly one of JWKS and HS256Secret must be set.
+// Exactly one of JWKS, HS256Secret and HS256Read must be set.
 type Config struct {
 	// JWKS is where the issuer's public keys are: an https URL, an http URL on loopback, or the
 	// path of a file. Tokens are then signed with RS256, ES256 or EdDSA.
 	JWKS string
 
+	// JWKSMaxAge is how long the last good key set may be used while it cannot be read again. 0 = for
+	// as long as the process runs.
+	JWKSMaxAge time.Duration
+
 	// HS256Secret is the shared secret of an HS256 issuer, at least 32 bytes (RFC 7518 §3.2).
 	HS256Secret []byte
+
+	// HS256Read returns that secret instead, from where it is kept. It is called again every two
+	// seconds and by Reload, never twice at once (R11). An error changes nothing.
+	HS256Read func() ([]byte, error)
 
 	// Issuer and Audience are what iss must be and aud must contain. Empty = not checked.
 	Issuer, Audience string
@@ -50,9 +59,24 @@ type Config struct {
 	Now func() time.Time
 }
 
-// ErrUnavailable means that a token could not be judged because no key set was ever
-// read. The caller answers 503 and lets nobody in.
+// ErrUnavailable means that a token could not be judged because the issuer's keys are not known,
+// or not well enough. The caller answers 503 and lets nobody in.
 var ErrUnavailable = errors.New("identity: the issuer's key set is not available")
+
+// UnavailableError is an ErrUnavailable that says why and for how long. Reason is for the log and
+// holds no part of the token.
+type UnavailableError struct {
+	Reason string
+	Wait   time.Duration // until it makes sense to ask again
+}
+
+func (e *UnavailableError) Error() string { return "identity: token not judged: " + e.Reason }
+
+// Is makes the error an ErrUnavailable.
+func (e *UnavailableError) Is(target error) bool { return target == ErrUnavailable }
+
+// RetryAfter is how long the caller should wait.
+func (e *UnavailableError) RetryAfter() time.Duration { return e.Wait }
 
 // InvalidTokenError means that a token was judged and refused; the caller answers 401
 // invalid_token. Reason is for the log alone and holds no part of the token.
@@ -74,7 +98,8 @@ type Authenticator struct {
 	organizationClaim string
 	roleClaim         string
 	now               func() time.Time
-	cache             *keyCache // nil with a shared secret
+	cache             *keyCache     // nil with a shared secret
+	secret            *sharedSecret // nil unless it is read again
 }
 
 // New returns an Authenticator. A key set file is read before New returns, and any fault of it is
@@ -100,18 +125,32 @@ func New(ctx context.Context, c Config) (*Authenticator, error) {
 		logger = slog.Default()
 	}
 
+	shared := c.HS256Secret != nil || c.HS256Read != nil
 	switch {
-	case c.JWKS != "" && c.HS256Secret != nil:
+	case c.JWKS != "" && shared:
 		return nil, errors.New("identity: set a JWKS or an HS256 secret, not both: an issuer has one kind of algorithm")
-	case c.JWKS == "" && c.HS256Secret == nil:
+	case c.HS256Secret != nil && c.HS256Read != nil:
+		return nil, errors.New("identity: set an HS256 secret or how to read it, not both")
+	case c.JWKS == "" && !shared:
 		return nil, errors.New("identity: set a JWKS or an HS256 secret")
-	case c.HS256Secret != nil:
-		if len(c.HS256Secret) < 32 {
-			return nil, errors.New("identity: the HS256 secret must have at least 32 bytes")
-		}
-		secret := append([]byte(nil), c.HS256Secret...)
+	}
+	if shared {
 		a.algorithms = []jose.SignatureAlgorithm{jose.HS256}
-		a.key = func(context.Context, jose.SignatureAlgorithm, string) (any, error) { return secret, nil }
+		if c.HS256Read == nil {
+			if len(c.HS256Secret) < minSecretBytes {
+				return nil, fmt.Errorf("identity: %w", errShortSecret)
+			}
+			secret := bytes.Clone(c.HS256Secret)
+			a.key = func(context.Context, jose.SignatureAlgorithm, string) (any, error) {
+				return secret, nil
+			}
+			return a, nil
+		}
+		var err error
+		if a.secret, err = newSharedSecret(ctx, c.HS256Read, logger); err != nil {
+			return nil, fmt.Errorf("identity: %w", err)
+		}
+		a.key = a.secret.find
 		return a, nil
 	}
 
@@ -120,7 +159,7 @@ func New(ctx context.Context, c Config) (*Authenticator, error) {
 		return nil, fmt.Errorf("identity: JWKS: %w", err)
 	}
 	a.algorithms = []jose.SignatureAlgorithm{jose.RS256, jose.ES256, jose.EdDSA}
-	a.cache, err = newKeyCache(ctx, src, a.now, logger)
+	a.cache, err = newKeyCache(ctx, src, c.JWKSMaxAge, a.now, logger)
 	if err != nil {
 		return nil, fmt.Errorf("identity: JWKS: %w", err)
 	}
@@ -139,9 +178,22 @@ func (a *Authenticator) Authenticate(ctx context.Context, token string) (keys.Pr
 	return a.principal(payload)
 }
 
+// Reload has the key set or the shared secret read again at once, and does not wait for it (R11).
+func (a *Authenticator) Reload() {
+	if a.cache != nil {
+		a.cache.reload()
+	}
+	if a.secret != nil {
+		a.secret.reload()
+	}
+}
+
 // Close ends the background work and waits for it. Keys already read stay known.
 func (a *Authenticator) Close() {
 	if a.cache != nil {
 		a.cache.close()
+	}
+	if a.secret != nil {
+		a.secret.close()
 	}
 }

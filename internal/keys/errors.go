@@ -18,6 +18,8 @@ type Error struct {
 
 	KeyID       string      // the active key (C12) or the key that is gone (C16)
 	Environment Environment // of the active key (C12)
+
+	Reason string // more for the log; it never leaves the system
 }
 
 func (e *Error) Error() string {

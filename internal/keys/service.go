@@ -26,6 +26,7 @@ type Config struct {
 	Render func(Issued) ([]byte, error)
 
 	RequiredRoles     []string      // when set, a principal needs one of them (R3)
+	RoleClaim         string        // where the roles come from; for the log
 	RequireRegistered bool          // refuse organizations that were never put (C4)
 	MaxExpiresInDays  int           // 0 = no maximum, and a key may never expire (C8)
 	MaxOverlap        time.Duration // 0 = 24 h; negative = a roll allows no overlap (C24)
@@ -154,7 +155,10 @@ func (s *Service) entitled(c Call) error {
 	if len(s.cfg.RequiredRoles) > 0 && !slices.ContainsFunc(c.Principal.Roles, func(r string) bool {
 		return slices.Contains(s.cfg.RequiredRoles, r)
 	}) {
-		return &Error{Code: api.Forbidden, Detail: "Your account has no role that may manage API keys. Ask an administrator of your organization for one."}
+		return &Error{
+			Code: api.Forbidden, Reason: s.roleReason(c.Principal.Roles),
+			Detail: "Your account has no role that may manage API keys. Ask an administrator of your organization for one.",
+		}
 	}
 	if c.ConnectedAccount {
 		return &Error{Code: api.ConnectedAccount, Param: "X-Connected-Account-ID", Detail: "Keys are managed by the platform's own organization. Send the request without X-Connected-Account-ID."}

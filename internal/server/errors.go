@@ -7,6 +7,7 @@ import (
 	"strconv"
 
 	"github.com/syncgram/keyward/internal/door"
+	"github.com/syncgram/keyward/internal/keys"
 )
 
 var (
@@ -19,6 +20,10 @@ var (
 func (x *exchange) problem(err error) {
 	p := door.ProblemOf(err, x.requestID)
 	x.code, x.cause = p.Code, p.Cause
+	var rejection *keys.Error
+	if x.reason == "" && errors.As(err, &rejection) {
+		x.reason = rejection.Reason
+	}
 	h := x.Header()
 	if p.Status == http.StatusRequestEntityTooLarge || p.Status == http.StatusRequestHeaderFieldsTooLarge {
 		h.Set("Connection", "close") // the rest of the request is not worth reading
