@@ -99,8 +99,8 @@ func newPlatform(t *testing.T) *platform {
 	t.Cleanup(p.live.Close)
 	t.Cleanup(p.search) // after the proxies have ended
 	p.grpc = p.interceptors(client)
-	p.nginx = startNginx(p)
-	p.caddy = startCaddy(p)
+	p.nginx = startNginx(p, nil)
+	p.caddy = startCaddy(p, nil)
 	p.proxies = []*proxy{p.nginx, p.caddy}
 	if *traefikProgram == "" {
 		p.traefik = newTraefik(p).URL

@@ -5,6 +5,7 @@ import (
 	"context"
 	"flag"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -126,8 +127,9 @@ func (p *platform) addresses() (nodes [3]string, api string) {
 	return nodes, strings.TrimPrefix(p.api.URL, "http://")
 }
 
-// startNginx starts Debian's nginx. Its configuration knows no variables for addresses, so these are put into the text.
-func startNginx(p *platform) *proxy {
+// startNginx starts Debian's nginx. Its configuration knows no variables for addresses, so these are put into the text. What else is
+// replaced in it is the caller's.
+func startNginx(p *platform, replaced map[string]string) *proxy {
 	p.t.Helper()
 	program, err := exec.LookPath("nginx")
 	if err != nil {
@@ -137,12 +139,20 @@ func startNginx(p *platform) *proxy {
 		p.t.Fatal("no nginx found: apt-get install nginx-light")
 	}
 	x := &proxy{name: "nginx", dir: p.t.TempDir()}
+	// Its workers keep large bodies in files here, and are another user when root runs the tests.
+	for _, dir := range []string{x.dir, filepath.Dir(x.dir)} {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			p.t.Fatal(err)
+		}
+	}
 	address := freeAddress(p.t)
 	nodes, api := p.addresses()
-	file := x.configure(p.t, "nginx/nginx.conf", map[string]string{
+	text := map[string]string{
 		"listen 127.0.0.1:8000": "listen " + address, "server 127.0.0.1:8090": "server " + api,
 		"server 127.0.0.1:8081": "server " + nodes[0], "server 127.0.0.1:9081": "server " + nodes[1], "server 127.0.0.1:10081": "server " + nodes[2],
-	})
+	}
+	maps.Copy(text, replaced)
+	file := x.configure(p.t, "nginx/nginx.conf", text)
 	token := filepath.Join(x.dir, "keyward-token.conf")
 	if err := os.WriteFile(token, []byte(`proxy_set_header X-Internal-Token "`+p.token+`";`), 0o600); err != nil {
 		p.t.Fatal(err)
@@ -164,7 +174,7 @@ var caddyProgram = sync.OnceValues(func() (string, error) {
 })
 
 // startCaddy starts Caddy with the configuration of examples, which takes addresses from the environment.
-func startCaddy(p *platform) *proxy {
+func startCaddy(p *platform, replaced map[string]string) *proxy {
 	p.t.Helper()
 	program, err := caddyProgram()
 	if err != nil {
@@ -174,7 +184,7 @@ func startCaddy(p *platform) *proxy {
 	address := freeAddress(p.t)
 	nodes, api := p.addresses()
 	// A copy, so that the go command knows the file for one that the test read.
-	file := x.configure(p.t, "caddy/Caddyfile", nil)
+	file := x.configure(p.t, "caddy/Caddyfile", replaced)
 	cmd := exec.Command(program, "run", "--config", file, "--adapter", "caddyfile")
 	_, port, _ := net.SplitHostPort(address)
 	cmd.Env = append(os.Environ(), "DOOR_PORT="+port, "DOOR_LOG="+filepath.Join(x.dir, "caddy.log"),

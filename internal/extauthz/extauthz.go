@@ -2,13 +2,15 @@
 // only room on the server's side that knows gRPC. What a request carries and what a verdict means is package door's, the same as
 // for the doors over HTTP.
 //
-// request.go reads what Envoy sends, response.go writes what it takes, health.go says whether this node decides.
+// request.go reads what Envoy sends, response.go writes what it takes, health.go says whether this node decides, bounds.go
+// is what a client can make the listener hold.
 //
 // Everything that is not "let it pass" is a CheckResponse that denies, never an error of the call: an Envoy with failure_mode_allow
 // lets a request pass when the call fails.
 package extauthz
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -16,13 +18,13 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 
@@ -44,8 +46,12 @@ type Config struct {
 	Access  *access.Gate // decides who may ask; they need the scope Verify
 	Clients door.Clients // finds out who that is (R8)
 
+	MaxConnections int // 0 = 1,024
+
 	TLS    *tls.Config  // nil = no TLS
 	Logger *slog.Logger // nil = slog.Default()
+
+	callTime, writeTime time.Duration // 0 = the constants in bounds.go; tests want less
 }
 
 // Verifier decides about secrets; an error means that it could not decide.
@@ -65,16 +71,13 @@ type Metrics interface {
 // name is the door in metrics and the log.
 const name = "extauthz"
 
-// maxMessage is the longest message that is read. gRPC refuses longer ones with an error of the call, so it is more than Envoy's
-// own limits let a request's headers have: what is over door.MaxHeader is denied.
-const maxMessage = 16 << 20
-
 // Server is the listener. It is safe for concurrent use.
 type Server struct {
 	cfg        Config
 	requestIDs door.RequestIDs
 	grpc       *grpc.Server
 	health     *health
+	running    atomic.Int64 // checks
 
 	// Of the log lines about checks that were not decided, and about routes whose rules are wrong.
 	undecided, misconfigured door.Throttle
@@ -88,27 +91,32 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
+	if cfg.MaxConnections <= 0 {
+		cfg.MaxConnections = maxConnections
+	}
+	cfg.callTime = cmp.Or(cfg.callTime, callTime)
+	cfg.writeTime = cmp.Or(cfg.writeTime, writeTime)
 	s := &Server{cfg: cfg, requestIDs: door.NewRequestIDs(cfg.Format), health: newHealth(cfg.Verifier)}
 	options := []grpc.ServerOption{
 		grpc.ForceServerCodecV2(lenient{}),
-		grpc.MaxRecvMsgSize(maxMessage),
-		grpc.ConnectionTimeout(5 * time.Second),
-		// Envoy may look whether the connection lives as often as it likes: an end of it for that would fail checks.
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Millisecond, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 		grpc.WaitForHandlers(true),
 	}
+	options = append(options, s.bounds()...)
 	if cfg.TLS != nil {
 		options = append(options, grpc.Creds(credentials.NewTLS(cfg.TLS)))
 	}
 	s.grpc = grpc.NewServer(options...)
-	authv3.RegisterAuthorizationServer(s.grpc, s)
+	s.grpc.RegisterService(&authorization, s)
 	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
 	return s, nil
 }
 
 // Serve answers on l until the server is shut down, which is no error.
-func (s *Server) Serve(l net.Listener) error { return s.grpc.Serve(l) }
+func (s *Server) Serve(l net.Listener) error {
+	return s.grpc.Serve(&guard{
+		Listener: l, logger: s.cfg.Logger, most: s.cfg.MaxConnections, writeTime: s.cfg.writeTime,
+	})
+}
 
 // Shutdown accepts no more, and returns when what runs is answered, or with an error when ctx ends before.
 func (s *Server) Shutdown(ctx context.Context) error {
@@ -144,7 +152,14 @@ type check struct {
 }
 
 // Check implements envoy.service.auth.v3.Authorization. It never returns an error.
-func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (out *authv3.CheckResponse, _ error) {
+func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (*authv3.CheckResponse, error) {
+	return s.answer(ctx, func(requestID string) (*authv3.CheckRequest, error) {
+		return in, s.admit(ctx, requestID)
+	}), nil
+}
+
+// answer answers what receive returns. An error of receive is a denial.
+func (s *Server) answer(ctx context.Context, receive func(requestID string) (*authv3.CheckRequest, error)) (out *authv3.CheckResponse) {
 	began := time.Now()
 	c := &check{status: http.StatusOK}
 	defer func() {
@@ -155,24 +170,36 @@ func (s *Server) Check(ctx context.Context, in *authv3.CheckRequest) (out *authv
 		s.cfg.Metrics.Check(c.status, c.panicked, took)
 		s.log(ctx, c, took)
 	}()
+	c.requestID = s.requestIDs.Of(nil)
+	in, err := receive(c.requestID)
+	if err != nil {
+		if errors.Is(err, errTooLong) {
+			out = c.deny(door.HeadersTooLarge())
+			c.cause = err
+			return out
+		}
+		return c.deny(err)
+	}
 	r := in.GetAttributes().GetRequest().GetHttp()
 	c.request.read(r)
 	c.requestID = s.requestIDs.Of(c.request.requestID)
 	verdict, rules, err := s.authorize(ctx, c, in, r)
 	if err != nil {
-		return c.deny(err), nil
+		return c.deny(err)
 	}
-	return allow(&verdict, &c.request, rules.strip), nil
+	return allow(&verdict, &c.request, rules.strip)
+}
+
+// notARequest is the answer to a message that is no check request about an HTTP request.
+func notARequest() error {
+	return keys.Invalid("", "The check request describes no HTTP request, or is not one.")
 }
 
 // authorize is nil when the request may pass.
 func (s *Server) authorize(ctx context.Context, c *check, in *authv3.CheckRequest, r *authv3.AttributeContext_HttpRequest) (v verify.Verdict, rules rules, err error) {
-	if err := s.admit(ctx, c.requestID); err != nil {
-		return v, rules, err
-	}
 	switch {
 	case r == nil:
-		return v, rules, keys.Invalid("", "The check request describes no HTTP request, or is not one.")
+		return v, rules, notARequest()
 	case c.request.size > door.MaxHeader:
 		return v, rules, door.HeadersTooLarge()
 	case c.request.secretInURL(s.cfg.Format, r):
@@ -194,6 +221,15 @@ func (s *Server) authorize(ctx context.Context, c *check, in *authv3.CheckReques
 
 // admit lets Envoy itself in, or not (O5).
 func (s *Server) admit(ctx context.Context, requestID string) error {
+	_, err := s.cfg.Access.Admit(ctx, access.Attempt{
+		Presented: presented(ctx), Need: access.Verify, Route: authv3.Authorization_Check_FullMethodName,
+		RequestID: requestID, Client: caller{s, ctx},
+	})
+	return err
+}
+
+// presented is what a call shows: its metadata's token, its connection's certificate.
+func presented(ctx context.Context) access.Presented {
 	authorization := metadata.ValueFromIncomingContext(ctx, "authorization")
 	p := access.Presented{Token: credential.Bearer(authorization)}
 	p.Malformed = p.Token == "" && len(authorization) > 0
@@ -202,11 +238,7 @@ func (s *Server) admit(ctx context.Context, requestID string) error {
 			p.Certificate = info.State.VerifiedChains[0][0]
 		}
 	}
-	_, err := s.cfg.Access.Admit(ctx, access.Attempt{
-		Presented: p, Need: access.Verify, Route: authv3.Authorization_Check_FullMethodName,
-		RequestID: requestID, Client: caller{s, ctx},
-	})
-	return err
+	return p
 }
 
 // caller is Envoy, or what Envoy's own proxy says of it (R8).

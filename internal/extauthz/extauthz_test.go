@@ -267,7 +267,9 @@ func TestV4ExtAuthzNeverFails(t *testing.T) {
 	big := good()
 	big.Attributes.Request.Http.Headers["cookie"] = strings.Repeat("x", 8<<20)
 	body := good()
-	body.Attributes.Request.Http.RawBody = make([]byte, 8<<20)
+	body.Attributes.Request.Http.RawBody = make([]byte, 32<<10)
+	bigBody := good()
+	bigBody.Attributes.Request.Http.RawBody = make([]byte, 8<<20)
 	for _, tt := range []struct {
 		name   string
 		in     *authv3.CheckRequest
@@ -282,6 +284,7 @@ func TestV4ExtAuthzNeverFails(t *testing.T) {
 		{"an empty HTTP request", &authv3.CheckRequest{Attributes: &authv3.AttributeContext{Request: &authv3.AttributeContext_Request{Http: &authv3.AttributeContext_HttpRequest{}}}}, 401, api.InvalidToken},
 		{"very large headers", big, 431, api.HeadersTooLarge},
 		{"a body", body, 200, ""},
+		{"a very large body", bigBody, 431, api.HeadersTooLarge},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got := f.check(t.Context(), tt.in)
@@ -336,7 +339,7 @@ func TestV4ExtAuthzNeverFails(t *testing.T) {
 	for _, want := range []string{
 		`keyward_verifications_total{door="extauthz",path="closed",reason="undecided"} 3`, `keyward_verifications_total{door="extauthz",path="memory",reason="valid"} 2`,
 		`keyward_extauthz_checks_total{status="200"} 2`, `keyward_extauthz_checks_total{status="503"} 4`, `keyward_http_panics_total{listener="extauthz"} 1`,
-		`keyward_extauthz_check_duration_seconds_count 14`,
+		`keyward_extauthz_check_duration_seconds_count 15`,
 	} {
 		if !strings.Contains(rec.Body.String(), want) {
 			t.Errorf("the metrics lack %s", want)

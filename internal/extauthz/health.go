@@ -3,6 +3,7 @@ package extauthz
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	authv3 "github.com/envoyproxy/go-control-plane/envoy/service/auth/v3"
@@ -21,6 +22,7 @@ type health struct {
 	verifier Verifier
 	stopped  chan struct{} // closed when the listener stops
 	stop     func()
+	watching atomic.Int64
 }
 
 func newHealth(v Verifier) *health {
@@ -56,6 +58,10 @@ func (h *health) Check(_ context.Context, r *healthv1.HealthCheckRequest) (*heal
 
 // Watch implements grpc.health.v1.Health.
 func (h *health) Watch(r *healthv1.HealthCheckRequest, stream grpc.ServerStreamingServer[healthv1.HealthCheckResponse]) error {
+	defer h.watching.Add(-1)
+	if h.watching.Add(1) > maxWatchers {
+		return status.Error(codes.ResourceExhausted, "too many watchers")
+	}
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for told := healthv1.HealthCheckResponse_UNKNOWN; ; {

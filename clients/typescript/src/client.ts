@@ -59,8 +59,19 @@ export interface Attempt {
   readonly problem: string;
 }
 
+const undecided = Symbol.for("@keyward/client UndecidedError");
+
 /** Keyward gave no verdict. The caller refuses, as for an invalid key, and may ask again. It never holds the secret or the token. */
 export class UndecidedError extends Error {
+  // A program can load the package twice, as ES modules and as CommonJS.
+  /** An error of either copy of the package is an instance of both. */
+  static override [Symbol.hasInstance](value: unknown): boolean {
+    if (this !== UndecidedError) { // a class derived from it
+      return Function.prototype[Symbol.hasInstance].call(this, value);
+    }
+    return typeof value === "object" && value !== null && undecided in value;
+  }
+
   override readonly name = "UndecidedError";
   readonly attempts: readonly Attempt[];
 
@@ -69,6 +80,7 @@ export class UndecidedError extends Error {
     this.attempts = attempts;
   }
 }
+Object.defineProperty(UndecidedError.prototype, undecided, { value: true });
 
 const defaultAddress = "http://127.0.0.1:8081";
 const defaultTimeout = 2000;
