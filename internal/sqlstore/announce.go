@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/syncgram/keyward/internal/keys"
@@ -164,8 +163,8 @@ func (s *Store) Listen(ctx context.Context, heard func(keys.Announcement)) error
 
 // postgresListen listens on a connection of its own. Announcements arrive on no other, and through a pooler that hands
 // connections out by the transaction on none at all.
-func postgresListen(ctx context.Context, config *pgx.ConnConfig, heard func(payload string)) error {
-	conn, err := pgx.ConnectConfig(ctx, config)
+func postgresListen(ctx context.Context, config postgresSettings, heard func(payload string)) error {
+	conn, err := config.connect(ctx)
 	if err != nil {
 		return fmt.Errorf("sqlstore: listen: %w", err)
 	}

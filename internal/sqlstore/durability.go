@@ -2,7 +2,6 @@ package sqlstore
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"strings"
 	"time"
@@ -80,7 +79,7 @@ func (s *Store) sqliteDurability(ctx context.Context) ([]Finding, error) {
 	var found []Finding
 	// The settings are the writer's own; the long check runs beside it.
 	for _, setting := range []struct {
-		on                        *sql.DB
+		on                        *pool
 		name, query, want, advice string
 	}{
 		{s.writer, "sqlite version", `SELECT sqlite_version()`, "", ""},

@@ -24,10 +24,7 @@ func (s *Store) Changes(ctx context.Context, after keys.Mark, limit int) (ch key
 	limit = max(limit, 1)
 	var m meta
 	var there, last []byte
-	db := s.reader
-	if s.nodes == nil {
-		db = s.lease // the renewal comes next, on the same connection: its server process is awake
-	}
+	db := s.lease // the renewal comes next, on the same connection: its server process is awake
 	conn, err := db.Conn(ctx)
 	if err != nil {
 		return keys.Changes{}, fmt.Errorf("sqlstore: %w", err)
@@ -49,7 +46,7 @@ func (s *Store) Changes(ctx context.Context, after keys.Mark, limit int) (ch key
 		return keys.Changes{}, keys.ErrDiverged
 	}
 	if ch.Mark = st.mark(); string(last) != string(st.hash[:]) { // the end of the log was tampered with
-		if ch.Mark, err = s.mark(ctx, s.reader, st); err != nil {
+		if ch.Mark, err = s.mark(ctx, conn, st); err != nil {
 			return keys.Changes{}, err
 		}
 	}
@@ -59,10 +56,10 @@ func (s *Store) Changes(ctx context.Context, after keys.Mark, limit int) (ch key
 	first, cut := lastWhole(ch, limit)
 	if cut < first {
 		ch.Mark = keys.Mark{Revision: first}
-		if ch.Keys, err = s.someKeys(ctx, s.reader, keysOfWrite, first); err != nil {
+		if ch.Keys, err = s.someKeys(ctx, conn, keysOfWrite, first); err != nil {
 			return keys.Changes{}, err
 		}
-		ch.Organizations, err = s.organizations(ctx, s.reader, organizationsOfWrite, first)
+		ch.Organizations, err = s.organizations(ctx, conn, organizationsOfWrite, first)
 		return ch, err
 	}
 	cut = min(cut, st.revision)
@@ -248,7 +245,7 @@ func (s *Store) at(ctx context.Context, m keys.Mark) (bool, error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	var n int
-	err := s.reader.QueryRowContext(ctx, atMark, m.Revision, m.Sequence, m.Hash[:]).Scan(&n)
+	err := s.lease.QueryRowContext(ctx, atMark, m.Revision, m.Sequence, m.Hash[:]).Scan(&n)
 	return n == 1, err
 }
 
@@ -261,7 +258,7 @@ func (s *Store) Standing(ctx context.Context, nodeID string, c keys.Commit) (st 
 	defer cancel()
 	var longest, settled int64
 	var has bool
-	err = s.lease.QueryRowContext(ctx, standing, c.Revision, nodeID, c.Sequence, c.Hash[:]).
+	err = s.barrier.QueryRowContext(ctx, standing, c.Revision, nodeID, c.Sequence, c.Hash[:]).
 		Scan(&st.Behind, &longest, &st.Own, &st.Timeline, &settled, &has)
 	if err == nil && !has {
 		err = keys.ErrDiverged // an old primary, or a database put back
@@ -275,7 +272,7 @@ func (s *Store) Fence(ctx context.Context, c keys.Commit) (fenced []string, err 
 	if s.nodes != nil {
 		return s.nodes.fence(c.Revision), nil
 	}
-	err = s.transact(ctx, s.lease, nil, func(ctx context.Context, tx *transaction) error {
+	err = s.transact(ctx, s.barrier, nil, func(ctx context.Context, tx *transaction) error {
 		var has bool
 		if err := tx.QueryRowContext(ctx, hasWrite, c.Revision, c.Sequence, c.Hash[:]).Scan(&has); err != nil {
 			return err

@@ -11,6 +11,15 @@ const (
 	commitTx   = `COMMIT`
 	rollBackTx = `ROLLBACK`
 
+	noStatementTimeout = `SET LOCAL statement_timeout = 0`
+	noIdleTimeout      = `SET LOCAL idle_in_transaction_session_timeout = 0`
+	noLockTimeout      = `SET LOCAL lock_timeout = 0`
+	lockMigrations     = `SELECT pg_advisory_xact_lock($1)`
+
+	// Of a new connection to PostgreSQL.
+	examine = `SELECT current_setting('server_version_num'), pg_is_in_recovery()::int,
+		current_setting('transaction_read_only'), current_setting('fsync'), pg_backend_pid()`
+
 	// The first statement of every write. The row's lock, held to the commit, puts writes in one order.
 	bumpMeta = `UPDATE meta SET revision = revision + 1 WHERE one = 1
 		RETURNING revision, database_id, state_key_id, state_box`
