@@ -115,12 +115,7 @@ func lastWhole(ch keys.Changes, limit int) (first, last int64) {
 func (s *Store) LookUp(ctx context.Context, d token.Digest, connected string) (f keys.Found, err error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
-	conn, err := s.reader.Conn(ctx)
-	if err != nil {
-		return keys.Found{}, fmt.Errorf("sqlstore: %w", err)
-	}
-	defer conn.Close()
-	err = s.viewOn(ctx, conn, func(ctx context.Context, tx *sql.Tx) error {
+	err = s.viewConfirmed(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		st, err := s.currentState(ctx, tx)
 		if err != nil {
 			return err
@@ -143,11 +138,6 @@ func (s *Store) LookUp(ctx context.Context, d token.Digest, connected string) (f
 	})
 	if err != nil {
 		return keys.Found{}, err
-	}
-	if s.name == Postgres { // on the same connection: it is this server that has to commit
-		if _, err := s.writeOn(ctx, conn, confirm); err != nil {
-			return keys.Found{}, err
-		}
 	}
 	return f, nil
 }

@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"time"
@@ -273,4 +274,53 @@ func (tx *transaction) execMany(ctx context.Context, statement string, arguments
 		}
 	}
 	return nil
+}
+
+// viewConfirmed is viewOn for an answer that counts only if the server that gave it is still the
+// primary: on PostgreSQL the read's own transaction has to commit a message to the log, which a
+// primary that was cut off from its synchronous standby cannot. It is one transaction because a
+// pooler may give the next one to another server.
+func (s *Store) viewConfirmed(ctx context.Context, fn func(context.Context, *sql.Tx) error) error {
+	if s.name != Postgres { // nothing to confirm
+		return s.view(ctx, fn)
+	}
+	conn, tx, err := s.startView(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	defer tx.Rollback()
+	if err := fn(ctx, tx); err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, confirm); err != nil {
+		return fmt.Errorf("sqlstore: %w", err)
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("sqlstore: %w", err)
+	}
+	if warned(conn) {
+		return errWarned
+	}
+	return nil
+}
+
+// startView begins a read transaction, on another connection where one turns out to be lost.
+func (s *Store) startView(ctx context.Context) (*sql.Conn, *sql.Tx, error) {
+	for try := 0; ; try++ {
+		conn, err := s.reader.Conn(ctx)
+		if err != nil {
+			return nil, nil, fmt.Errorf("sqlstore: %w", err)
+		}
+		clearWarning(conn)
+		tx, err := conn.BeginTx(ctx, s.readTx)
+		if err == nil {
+			return conn, tx, nil
+		}
+		lost := isClosed(conn) || errors.Is(err, driver.ErrBadConn)
+		_ = conn.Close()
+		if try == 2 || ctx.Err() != nil || !lost {
+			return nil, nil, fmt.Errorf("sqlstore: begin: %w", err)
+		}
+	}
 }
