@@ -80,9 +80,9 @@ func wrongByServer(e *pgconn.PgError) string {
 		switch {
 		case strings.Contains(e.Message, "startup parameter"):
 			return "the database URL sets a parameter that the pooler does not pass on" + nameOf(e)
-		case strings.Contains(e.Message, "no such database"):
-			return "the pooler has no such database (" + e.Code + ")"
-		case strings.Contains(e.Message, "no such user"), strings.Contains(e.Message, "authentication failed"),
+		case strings.Contains(e.Message, "no such database"), strings.Contains(e.Message, "database") && strings.Contains(e.Message, "does not exist"):
+			return "there is no such database behind the pooler (" + e.Code + "); create it first"
+		case strings.Contains(e.Message, "no such user"), strings.Contains(e.Message, "role"), strings.Contains(e.Message, "authentication failed"),
 			strings.Contains(e.Message, "wrong password"), strings.Contains(e.Message, "auth failed"):
 			return "the pooler rejects the user or the password (" + e.Code + ")"
 		}
