@@ -20,6 +20,7 @@ import (
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/seal"
 	"github.com/syncgram/keyward/internal/server"
+	"github.com/syncgram/keyward/internal/sqlstore"
 )
 
 type devCmd struct {
@@ -75,7 +76,7 @@ func (c *devCmd) Run(ctx context.Context, t *terminal) error {
 	name, audience := identity.DevIssuerName, identity.DevAudience
 	settings := serveCmd{
 		Listen: c.Listen, InternalListen: c.InternalListen,
-		database:      database{DatabaseURL: "sqlite:" + filepath.Join(c.Dir, "keyward.db")},
+		database:      database{DatabaseURL: "sqlite:" + filepath.Join(c.Dir, "keyward.db"), DatabaseConnections: sqlstore.DefaultConnections},
 		MasterKeyFile: filepath.Join(c.Dir, "master.key"), Lease: duration(10 * time.Second),
 		JWTJWKS: issuer.Config().JWKS, JWTIssuer: &name, JWTAudience: &audience, JWTOrganizationClaim: "org_id",
 		SecretPrefix: "sk", MaxOverlap: duration(24 * time.Hour), LogFormat: "text", LogLevel: c.LogLevel,

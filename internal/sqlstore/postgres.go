@@ -53,10 +53,11 @@ func sharesOf(total int) shares {
 	return s
 }
 
+func (s shares) total() int64 { return int64(s.writer + s.reader + s.barrier + s.lease + s.listen) }
+
 // String says it in words.
 func (s shares) String() string {
-	return fmt.Sprintf("%d: writes %d, reads %d, barrier %d, lease %d, notifications %d",
-		s.writer+s.reader+s.barrier+s.lease+s.listen, s.writer, s.reader, s.barrier, s.lease, s.listen)
+	return fmt.Sprintf("%d: writes %d, reads %d, barrier %d, lease %d, notifications %d", s.total(), s.writer, s.reader, s.barrier, s.lease, s.listen)
 }
 
 func openPostgres(ctx context.Context, o Options) (_ *engine, err error) {

@@ -153,6 +153,40 @@ func TestR13ConnectionLimit(t *testing.T) {
 	}
 }
 
+// R13: doctor's findings say what is in force, what it was set over, and whether the connections
+// suffice.
+func TestR13Findings(t *testing.T) {
+	server := pgtest.NewServer(t)
+	raw := rawConnection(t, server.URL())
+	run(t, raw, `ALTER ROLE postgres SET synchronous_commit = off`, `ALTER ROLE postgres CONNECTION LIMIT 11`)
+	pooler := server.NewPooler(t, "transaction")
+	ring := newRing(t, newLine(t, "m1"))
+	for url, want := range map[string]map[string]string{
+		server.URL(): {"connected": "to the server", "connections": "12: writes 4, reads 4, barrier 1, lease 2, notifications 1"},
+		pooler.URL(): {"connected": "through a pooler: statements are not prepared"},
+	} {
+		s := mustOpen(t, sqlstore.Options{URL: url, Ring: ring, Connections: 12})
+		found, err := s.Durability(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make(map[string]sqlstore.Finding)
+		for _, f := range found {
+			got[f.Name] = f
+		}
+		want["synchronous_commit"] = "on (set by Keyward; the role, the database or the server says off)"
+		want["fsync"] = "off"
+		for name, value := range want {
+			if got[name].Value != value {
+				t.Errorf("%s: %s is %q, want %q", url, name, got[name].Value, value)
+			}
+		}
+		if got["fsync"].OK || !got["synchronous_commit"].OK || got["connections"].OK != (url == pooler.URL()) {
+			t.Errorf("%s: %+v", url, found)
+		}
+	}
+}
+
 // R13: a node that finds every connection of its role taken starts once one is free.
 func TestR13NoConnectionIsLeft(t *testing.T) {
 	server := pgtest.NewServer(t)
