@@ -3,7 +3,6 @@ package sqlstore
 import (
 	"context"
 	"database/sql"
-	"math/rand/v2"
 	"time"
 )
 
@@ -49,8 +48,8 @@ func retry[T any](ctx context.Context, p *pool, do func() (T, error)) (T, error)
 				other.closeIdle()
 			}
 		}
-		// Half of the pause is random: nodes that were turned away together do not return together.
-		timer := time.NewTimer(pause/2 + rand.N(pause))
+		// The clock's nanoseconds spread those that were turned away together.
+		timer := time.NewTimer(pause/2 + time.Duration(time.Now().Nanosecond())%pause)
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
