@@ -50,6 +50,9 @@ func TestR13Pgbouncer(t *testing.T) {
 				p.WaitReady(t)
 			}
 			exchange("after_a_restart")
+			if log := pooler.Log(); strings.Contains(log, "when not linked") {
+				t.Errorf("pgbouncer warns: %s", log)
+			}
 			for _, p := range nodes {
 				if code := p.Stop(t); code != 0 {
 					t.Errorf("exit code %d", code)
@@ -101,7 +104,28 @@ func TestR13WrongDatabaseSettings(t *testing.T) {
 	}
 }
 
-// R7: the database's password comes from a file of its own, which not everybody may read.
+// R7: a password file of libpq is judged like every other file that holds a secret.
+func TestR7LibpqPasswordFile(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "pgpass")
+	if err := os.WriteFile(file, []byte("*:*:*:*:hunter2\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	server := pgtest.NewServer(t)
+	o := keywardtest.Options{Dir: t.TempDir(), DatabaseURL: server.URL() + "&passfile=" + file}
+	if code := keywardtest.Start(t, o).Stop(t); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+	if err := os.Chmod(file, 0o604); err != nil {
+		t.Fatal(err)
+	}
+	p := keywardtest.Run(t, keywardtest.Options{Dir: o.Dir, Args: keywardtest.ServeArgs(t, o)})
+	if code := p.Wait(t); code != exitUsage || !strings.Contains(p.Stderr(), "PGPASSFILE") {
+		t.Errorf("exit code %d: %s", code, p.Stderr())
+	}
+}
+
+// R7: the password of the database comes from a file that only its owner and group can read.
 func TestR7DatabasePasswordFile(t *testing.T) {
 	t.Parallel()
 	server := pgtest.NewServer(t)

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -50,7 +53,7 @@ func (d *database) check() error {
 		return wrong("--database-url (KEYWARD_DATABASE_URL): %w", err)
 	}
 	if o.Password == nil {
-		return nil
+		return d.checkPassfile()
 	}
 	const passwordFile = "--database-password-file (KEYWARD_DATABASE_PASSWORD_FILE)"
 	if u, err := url.Parse(d.DatabaseURL); err != nil || u.Scheme == sqlstore.SQLite {
@@ -64,6 +67,28 @@ func (d *database) check() error {
 		return wrong("%s: %w", passwordFile, err)
 	case password == "":
 		return wrong("%s: the file is empty", passwordFile)
+	}
+	return nil
+}
+
+// checkPassfile rejects a password file of libpq that everybody can read, as libpq itself does.
+func (d *database) checkPassfile() error {
+	u, err := url.Parse(d.DatabaseURL)
+	if err != nil || u.Scheme == sqlstore.SQLite {
+		return nil
+	}
+	if _, set := u.User.Password(); set || u.Query().Has("password") {
+		return nil
+	}
+	path := u.Query().Get("passfile")
+	if path == "" {
+		path = os.Getenv("PGPASSFILE")
+	}
+	if home, err := os.UserHomeDir(); path == "" && err == nil {
+		path = filepath.Join(home, ".pgpass")
+	}
+	if _, err := secretfile.Read(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return wrong("the password file of the database (PGPASSFILE): %w", err)
 	}
 	return nil
 }

@@ -79,13 +79,15 @@ func openPostgres(ctx context.Context, o Options) (_ *engine, err error) {
 		name: Postgres, writer: open(writing, share.writer, maxIdle), reader: open(config, share.reader, maxIdle),
 		barrier: open(leasing, share.barrier, maxIdle), lease: open(leasing, share.lease, 5*time.Minute),
 		readTx:      &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
-		listen:      func(ctx context.Context, heard func(string)) error { return postgresListen(ctx, config, heard) },
 		taken:       postgresTaken,
 		rolledBack:  postgresRolledBack,
 		patience:    patience,
 		description: net.JoinHostPort(config.Host, strconv.Itoa(int(config.Port))) + "/" + config.Database,
 		shares:      share,
 		pooler:      pooler,
+	}
+	e.listen = func(ctx context.Context, heard func(string)) error {
+		return postgresListen(ctx, config, e.lease, heard)
 	}
 	pools := e.pools()
 	for _, p := range pools {

@@ -164,6 +164,7 @@ func TestR13Findings(t *testing.T) {
 	for url, want := range map[string]map[string]string{
 		server.URL(): {"connected": "to the server", "connections": "12: writes 4, reads 4, barrier 1, lease 2, notifications 1"},
 		pooler.URL(): {"connected": "through a pooler: statements are not prepared"},
+		server.URL() + "&default_query_exec_mode=exec": {"connected": "through a pooler: statements are not prepared"},
 	} {
 		s := mustOpen(t, sqlstore.Options{URL: url, Ring: ring, Connections: 12})
 		found, err := s.Durability(t.Context())
@@ -181,7 +182,7 @@ func TestR13Findings(t *testing.T) {
 				t.Errorf("%s: %s is %q, want %q", url, name, got[name].Value, value)
 			}
 		}
-		if got["fsync"].OK || !got["synchronous_commit"].OK || got["connections"].OK != (url == pooler.URL()) {
+		if got["fsync"].OK || !got["synchronous_commit"].OK || got["connections"].OK != (url != server.URL()) {
 			t.Errorf("%s: %+v", url, found)
 		}
 	}

@@ -26,6 +26,8 @@ const (
 			current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
 		FROM pg_roles WHERE rolname = current_user`
 
+	serverProcess = `SELECT pg_backend_pid()::bigint`
+
 	// Of a new connection to PostgreSQL.
 	examine = `SELECT current_setting('server_version_num'), pg_is_in_recovery()::int,
 		current_setting('transaction_read_only'), current_setting('fsync'), pg_backend_pid()`
