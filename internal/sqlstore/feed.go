@@ -290,7 +290,7 @@ func (s *Store) Settle(ctx context.Context, timeline int64) error {
 	if s.nodes != nil {
 		return nil
 	}
-	_, err := s.write(ctx, s.lease, settleLineage, timeline)
+	_, err := s.write(ctx, s.barrier, settleLineage, timeline)
 	return err
 }
 
