@@ -22,6 +22,7 @@ need git git
 need gcc gcc
 need spin spin
 [ -x /usr/sbin/nginx ] || need nginx nginx-light # not in everybody's path; the tests start one of their own
+[ -x /usr/sbin/pgbouncer ] || need pgbouncer pgbouncer
 need node nodejs
 need npm npm
 if [ -z "${KEYWARD_TEST_POSTGRES_URL-}" ] && ! command -v initdb >/dev/null 2>&1 && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then

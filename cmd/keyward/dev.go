@@ -20,6 +20,7 @@ import (
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/seal"
 	"github.com/syncgram/keyward/internal/server"
+	"github.com/syncgram/keyward/internal/sqlstore"
 )
 
 type devCmd struct {
@@ -84,8 +85,11 @@ func (c *devCmd) Run(ctx context.Context, t *terminal) error {
 	settings := serveCmd{
 		outerListeners: outerListeners{Listen: c.Listen},
 		innerListeners: innerListeners{VerifyListen: c.VerifyListen, AdminListen: c.AdminListen},
-		database:       database{DatabaseURL: "sqlite:" + filepath.Join(c.Dir, "keyward.db")},
-		MasterKeyFile:  filepath.Join(c.Dir, "master.key"), Lease: duration(10 * time.Second),
+		database: database{
+			DatabaseURL:         "sqlite:" + filepath.Join(c.Dir, "keyward.db"),
+			DatabaseConnections: sqlstore.DefaultConnections,
+		},
+		MasterKeyFile: filepath.Join(c.Dir, "master.key"), Lease: duration(10 * time.Second),
 		JWTJWKS: issuer.Config().JWKS, JWTIssuer: &name, JWTAudience: &audience, JWTOrganizationClaim: "org_id",
 		SecretPrefix: "sk", MaxOverlap: duration(24 * time.Hour), LogFormat: "text", LogLevel: c.LogLevel,
 	}

@@ -34,7 +34,8 @@ func TestR11HS256SecretFile(t *testing.T) {
 	p := keywardtest.Start(t, keywardtest.Options{
 		Dir: t.TempDir(), Args: []string{"serve"},
 		Env: []string{
-			"KEYWARD_LISTEN=127.0.0.1:0", "KEYWARD_INTERNAL_LISTEN=127.0.0.1:0",
+			"KEYWARD_LISTEN=127.0.0.1:0", "KEYWARD_VERIFY_LISTEN=127.0.0.1:0",
+			"KEYWARD_ADMIN_LISTEN=127.0.0.1:0",
 			"KEYWARD_MASTER_KEY_FILE=" + masterKey,
 			"KEYWARD_JWT_HS256_SECRET_FILE=" + path, "KEYWARD_JWT_ISSUER=", "KEYWARD_JWT_AUDIENCE=",
 			"KEYWARD_JWT_ORGANIZATION_CLAIM=app_metadata.org_id",
@@ -101,7 +102,7 @@ func TestC1IssuerStartsLater(t *testing.T) {
 		t.Errorf("a token of that issuer: %v", err)
 	}
 	p.WaitLog(t, `role claim \\"roles\\" has no role; one of \[\\"admin\\"\] is needed`)
-	_, metrics := request(t, "GET", p.Internal+"/metrics", "", "")
+	_, metrics := request(t, "GET", p.Admin+"/metrics", "", "")
 	if !strings.Contains(string(metrics), "\nkeyward_jwks_age_seconds ") {
 		t.Error("/metrics has no keyward_jwks_age_seconds")
 	}

@@ -4,13 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"io"
-	"net"
 	"strings"
 	"sync/atomic"
 	"time"
-
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/sqlstore"
@@ -50,8 +46,8 @@ func (l *lateStore) open(ctx context.Context, waiting func(err error, pause time
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if !away(err) {
-			return err
+		if !sqlstore.Away(err) {
+			return unfit(err)
 		}
 		waiting(err, pause)
 		select {
@@ -60,22 +56,6 @@ func (l *lateStore) open(ctx context.Context, waiting func(err error, pause time
 			return ctx.Err()
 		}
 	}
-}
-
-// away reports whether err means that the database could not be reached or is not ready to
-// talk, so that it helps to wait.
-func away(err error) bool {
-	var network *net.OpError
-	var name *net.DNSError
-	var server *pgconn.PgError
-	switch {
-	case errors.As(err, &server):
-		// Connection exceptions, too many connections, and shutting down or starting up.
-		return strings.HasPrefix(server.Code, "08") || server.Code == "53300" || strings.HasPrefix(server.Code, "57P0")
-	case errors.As(err, &network), errors.As(err, &name):
-		return true
-	}
-	return errors.Is(err, sqlstore.ErrNoPrimary) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 func (l *lateStore) close() error {

@@ -33,7 +33,7 @@ func (c *migrateCmd) Run(ctx context.Context, t *terminal) error {
 	from, to, err := sqlstore.Migrate(ctx, o)
 	p.done()
 	if err != nil {
-		return err
+		return unfit(err)
 	}
 	v := struct {
 		From int64 `json:"from"`

@@ -2,9 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"io"
+	"io/fs"
 	"log/slog"
+	"net/url"
+	"os"
 	"os/signal"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -13,25 +18,89 @@ import (
 	"github.com/syncgram/keyward/internal/identity"
 	"github.com/syncgram/keyward/internal/reload"
 	"github.com/syncgram/keyward/internal/seal"
+	"github.com/syncgram/keyward/internal/secretfile"
 	"github.com/syncgram/keyward/internal/sqlstore"
 	"github.com/syncgram/keyward/token"
 )
 
 // database is the settings of the database.
 type database struct {
-	DatabaseURL            string `setting:"" name:"database-url" default:"sqlite:keyward.db" help:"Database: sqlite:PATH, or postgres://… with one or several hosts." placeholder:"URL"`
-	DatabaseAllowPlaintext bool   `setting:"" help:"Allow a PostgreSQL on another machine to be reached without TLS."`
+	DatabaseURL              string `setting:"" name:"database-url" default:"sqlite:keyward.db" help:"Database: sqlite:PATH, or postgres://… with one or several hosts." placeholder:"URL"`
+	DatabasePasswordFile     string `setting:"" type:"path" help:"File with the password of the PostgreSQL user, instead of one in the URL or in libpq's password file (PGPASSFILE); read for each new connection. Nobody beyond owner and group may read it." placeholder:"FILE"`
+	DatabaseConnections      int    `setting:"" default:"10" help:"Connections to PostgreSQL that a node may have in all, 6 to 1000; 2 are kept for the lease and 1 for notifications. The role and the server need this many for each node." placeholder:"N"`
+	DatabaseAllowPlaintext   bool   `setting:"" help:"Allow a PostgreSQL on another machine to be reached without TLS."`
+	DatabaseAllowUnsafeFsync bool   `setting:"" help:"Allow a PostgreSQL with fsync=off, where a crash loses answered revocations or the whole database."`
 }
 
 func (d *database) options() sqlstore.Options {
-	return sqlstore.Options{URL: d.DatabaseURL, AllowPlaintext: d.DatabaseAllowPlaintext}
+	o := sqlstore.Options{
+		URL: d.DatabaseURL, AllowPlaintext: d.DatabaseAllowPlaintext, RequireFsync: !d.DatabaseAllowUnsafeFsync,
+		Connections: d.DatabaseConnections,
+	}
+	if path := d.DatabasePasswordFile; path != "" {
+		o.Password = func() (string, error) {
+			data, err := secretfile.Read(path)
+			return string(withoutNewline(data)), err
+		}
+	}
+	return o
 }
 
 func (d *database) check() error {
-	if err := sqlstore.Check(d.options()); err != nil {
+	if d.DatabaseConnections < sqlstore.MinConnections || d.DatabaseConnections > sqlstore.MaxConnections {
+		return wrong("--database-connections (KEYWARD_DATABASE_CONNECTIONS): must be %d to %d", sqlstore.MinConnections, sqlstore.MaxConnections)
+	}
+	o := d.options()
+	if err := sqlstore.Check(o); err != nil {
 		return wrong("--database-url (KEYWARD_DATABASE_URL): %w", err)
 	}
+	if o.Password == nil {
+		return d.checkPassfile()
+	}
+	const passwordFile = "--database-password-file (KEYWARD_DATABASE_PASSWORD_FILE)"
+	if u, err := url.Parse(d.DatabaseURL); err != nil || u.Scheme == sqlstore.SQLite {
+		return wrong("%s goes with a PostgreSQL", passwordFile)
+	} else if _, set := u.User.Password(); set || u.Query().Has("password") {
+		return wrong("%s: the database URL has a password too; give it in one place", passwordFile)
+	}
+	password, err := o.Password()
+	switch {
+	case err != nil:
+		return wrong("%s: %w", passwordFile, err)
+	case password == "":
+		return wrong("%s: the file is empty", passwordFile)
+	}
 	return nil
+}
+
+// checkPassfile rejects a password file of libpq that everybody can read, as libpq itself does.
+func (d *database) checkPassfile() error {
+	u, err := url.Parse(d.DatabaseURL)
+	if err != nil || u.Scheme == sqlstore.SQLite {
+		return nil
+	}
+	if _, set := u.User.Password(); set || u.Query().Has("password") {
+		return nil
+	}
+	path := u.Query().Get("passfile")
+	if path == "" {
+		path = os.Getenv("PGPASSFILE")
+	}
+	if home, err := os.UserHomeDir(); path == "" && err == nil {
+		path = filepath.Join(home, ".pgpass")
+	}
+	if _, err := secretfile.Read(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return wrong("the password file of the database (PGPASSFILE): %w", err)
+	}
+	return nil
+}
+
+// unfit makes an error in the settings of one that only a person can fix by changing them.
+func unfit(err error) error {
+	if why := sqlstore.WrongSetting(err); why != "" {
+		return wrong("--database-url (KEYWARD_DATABASE_URL): %s", why)
+	}
+	return err
 }
 
 // serveCmd is every setting of a server (R3). The names are those of the flags, with KEYWARD_

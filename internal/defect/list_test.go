@@ -47,7 +47,7 @@ const (
 	transactionFile = "internal/sqlstore/transaction.go"
 	sqlFile         = "internal/sqlstore/sql.go"
 	sqliteFile      = "internal/sqlstore/sqlite.go"
-	postgresFile    = "internal/sqlstore/postgres.go"
+	connectorFile   = "internal/sqlstore/connector.go"
 )
 
 // list is every error, those a protocol of this kind is likely to have first, then those that rules of this one keep out.
@@ -262,13 +262,12 @@ CREATE TABLE lineage (`,
 		v.awake()`,
 	}}, verification, "TestP1LostAnnouncementCostsAPoll", true},
 
-	{"reads go to a standby", []Defect{{File: postgresFile,
-		Old: `	e := &engine{
-		name: Postgres, writer: open(writing, postgresWriters), reader: open(config, postgresReaders), lease`,
-		New: `	any := *config
-	any.ValidateConnect = nil
-	e := &engine{
-		name: Postgres, writer: open(writing, postgresWriters), reader: stdlib.OpenDB(any), lease`,
+	{"reads go to a standby", []Defect{{File: connectorFile,
+		Old: `	case string(row[1]) != "0":
+`,
+		New: `	case s.gucs[len(s.gucs)-1].value == "30s":
+	case string(row[1]) != "0":
+`,
 	}}, store, "TestC23NothingIsReadFromAStandby", false},
 
 	{"SQLite's synchronous is NORMAL", []Defect{{File: sqliteFile,

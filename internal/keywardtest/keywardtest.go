@@ -159,7 +159,7 @@ func ServeArgs(tb testing.TB, o Options) []string {
 		"--listen=127.0.0.1:0", "--verify-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0",
 		"--database-url=" + o.DatabaseURL, "--master-key-file=" + masterKey,
 		"--jwt-jwks=" + issuer.Config().JWKS, "--jwt-issuer=" + identity.DevIssuerName, "--jwt-audience=" + identity.DevAudience,
-		"--log-format=json",
+		"--log-format=json", "--database-allow-unsafe-fsync",
 	}, o.Flags...)
 }
 

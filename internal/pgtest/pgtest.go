@@ -153,6 +153,12 @@ func (s *Server) URL() string {
 	return "postgres://postgres@" + s.Address() + "/postgres?sslmode=disable"
 }
 
+// NewDatabase creates an empty database and returns its URL. It is dropped when the test ends.
+func (s *Server) NewDatabase(tb testing.TB) string {
+	tb.Helper()
+	return createDatabase(tb, s.URL())
+}
+
 // Folder returns the data folder.
 func (s *Server) Folder() string { return filepath.Join(s.folder, "data") }
 

@@ -169,9 +169,11 @@ func (s *Store) Listen(ctx context.Context, heard func(keys.Announcement)) error
 }
 
 // postgresListen listens on a connection of its own. Announcements arrive on no other, and through a pooler that hands
-// connections out by the transaction on none at all.
-func postgresListen(ctx context.Context, config *pgx.ConnConfig, heard func(payload string)) error {
-	conn, err := pgx.ConnectConfig(ctx, config)
+// connections out by the transaction on none at all. others is a pool on the same address.
+func postgresListen(
+	ctx context.Context, config postgresSettings, others *pool, heard func(payload string),
+) error {
+	conn, err := config.connect(ctx)
 	if err != nil {
 		return fmt.Errorf("sqlstore: listen: %w", err)
 	}
@@ -180,7 +182,15 @@ func postgresListen(ctx context.Context, config *pgx.ConnConfig, heard func(payl
 		defer cancel()
 		_ = conn.Close(closing)
 	}()
-	_, err = conn.Exec(ctx, listen)
+	handedOut, err := handsOutTransactions(ctx, conn, others)
+	if handedOut {
+		// LISTEN would stay behind on a connection of the pooler's, which would log each notification.
+		<-ctx.Done()
+		return fmt.Errorf("sqlstore: listen: %w", ctx.Err())
+	}
+	if err == nil {
+		_, err = conn.Exec(ctx, listen)
+	}
 	for err == nil {
 		var n *pgconn.Notification
 		if n, err = conn.WaitForNotification(ctx); err == nil {
@@ -188,4 +198,28 @@ func postgresListen(ctx context.Context, config *pgx.ConnConfig, heard func(payl
 		}
 	}
 	return fmt.Errorf("sqlstore: listen: %w", err)
+}
+
+// sightings is how often handsOutTransactions looks. A pooler hands out first what came back last.
+const sightings = 5
+
+// handsOutTransactions reports whether a server process that just answered conn answers others too: a
+// pooler gave it away after conn's transaction. It may miss that, and never reports it wrongly.
+func handsOutTransactions(ctx context.Context, conn *pgx.Conn, others *pool) (bool, error) {
+	for range sightings {
+		var one, two int64
+		if err := conn.QueryRow(ctx, serverProcess, pgx.QueryExecModeExec).Scan(&one); err != nil {
+			return false, err
+		}
+		if int64(conn.PgConn().PID()) == one {
+			return false, nil // there is no pooler
+		}
+		if err := others.QueryRowContext(ctx, serverProcess).Scan(&two); err != nil {
+			return false, err
+		}
+		if one == two {
+			return true, nil
+		}
+	}
+	return false, nil
 }

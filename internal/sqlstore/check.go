@@ -13,7 +13,7 @@ func Check(o Options) error {
 	case "sqlite":
 		return checkSQLitePath(rest)
 	case "postgres", "postgresql":
-		_, err := postgresConfig(o.URL, o.AllowPlaintext)
+		_, err := postgresConfig(o)
 		return err
 	}
 	return errors.New("sqlstore: the database URL must start with sqlite:, postgres:// or postgresql://")

@@ -58,18 +58,18 @@ func TestPlaintextToAnotherMachineIsRefused(t *testing.T) {
 		{"postgres://localhost.example/db?sslmode=disable", true},
 		{"postgres://user:pass%20word@db.example/db?sslmode=disable", true},
 	} {
-		_, err := postgresConfig(test.url, false)
+		_, err := postgresConfig(Options{URL: test.url})
 		if refused := err != nil; refused != test.refused {
 			t.Errorf("%s: %v, want refused: %v", test.url, err, test.refused)
 		}
 		if err != nil && (strings.Contains(err.Error(), "pass") || strings.Contains(err.Error(), "\n")) {
 			t.Errorf("%s: not one clear line without the password: %v", test.url, err)
 		}
-		if _, err := postgresConfig(test.url, true); err != nil {
+		if _, err := postgresConfig(Options{URL: test.url, AllowPlaintext: true}); err != nil {
 			t.Errorf("%s: refused although plaintext is allowed: %v", test.url, err)
 		}
 	}
-	_, err := postgresConfig("postgres://user:hunter2@host:notaport/db", false)
+	_, err := postgresConfig(Options{URL: "postgres://user:hunter2@host:notaport/db"})
 	if err == nil || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("a URL that cannot be read: %v", err)
 	}

@@ -2,7 +2,6 @@ package sqlstore
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"strings"
 	"time"
@@ -80,7 +79,7 @@ func (s *Store) sqliteDurability(ctx context.Context) ([]Finding, error) {
 	var found []Finding
 	// The settings are the writer's own; the long check runs beside it.
 	for _, setting := range []struct {
-		on                        *sql.DB
+		on                        *pool
 		name, query, want, advice string
 	}{
 		{s.writer, "sqlite version", `SELECT sqlite_version()`, "", ""},
@@ -111,12 +110,16 @@ func (s *Store) postgresDurability(ctx context.Context) ([]Finding, error) {
 	}{
 		{"postgres version", `SELECT current_setting('server_version')`, "", func(string) bool { return true }},
 		{"pg_is_in_recovery", `SELECT CASE WHEN pg_is_in_recovery() THEN 'on' ELSE 'off' END`, "this is a standby: use the primary", is("off")},
-		{"fsync", `SELECT current_setting('fsync')`, "must be on: a crash of the machine could damage the database", is("on")},
-		{"full_page_writes", `SELECT current_setting('full_page_writes')`, "must be on: a crash of the machine could damage the database", is("on")},
+		{"fsync", `SELECT current_setting('fsync')`, "must be on: a crash loses answered revocations, or the whole database", is("on")},
 		{
-			"synchronous_commit", `SELECT current_setting('synchronous_commit')`,
-			"must not be off: an answered write could be lost with the server", func(v string) bool { return v != "off" },
+			"full_page_writes", `SELECT current_setting('full_page_writes')`,
+			"must be on, unless the file system writes whole pages (ZFS): a crash of the machine could damage the database", is("on"),
 		},
+		{
+			"synchronous_commit", readSynchronousCommit, "must not be off: an answered write could be lost with the server",
+			func(v string) bool { return strings.HasPrefix(v, "on") || strings.HasPrefix(v, "remote_apply") },
+		},
+		{"search_path", `SELECT current_setting('search_path')`, "", func(string) bool { return true }},
 		{
 			"synchronous_standby_names", `SELECT current_setting('synchronous_standby_names')`,
 			"empty: what was answered survives a crash of the primary, not its loss; name a synchronous standby",
@@ -134,6 +137,12 @@ func (s *Store) postgresDurability(ctx context.Context) ([]Finding, error) {
 		found = append(found, f)
 	}
 
+	connections, err := s.connections(ctx)
+	if err != nil {
+		return nil, err
+	}
+	found = append(found, connections...)
+
 	before := time.Now()
 	var micros int64
 	if err := s.reader.QueryRowContext(ctx, readClock).Scan(&micros); err != nil {
@@ -149,6 +158,30 @@ func (s *Store) postgresDurability(ctx context.Context) ([]Finding, error) {
 		clock.Advice = "the database's clock and this machine's differ: run NTP on both"
 	}
 	return append(found, clock), nil
+}
+
+// connections says how this node reaches the server, and whether it may have as many connections as
+// it is told to use.
+func (s *Store) connections(ctx context.Context) ([]Finding, error) {
+	way := Finding{Name: "connected", Value: "to the server", OK: true}
+	if s.pooler.Load() {
+		way.Value = "through a pooler: statements are not prepared"
+	}
+	var role, database, server int64
+	if err := s.reader.QueryRowContext(ctx, readLimits).Scan(&role, &database, &server); err != nil {
+		return nil, err
+	}
+	allowed := server
+	for _, limit := range []int64{role, database} {
+		if limit >= 0 {
+			allowed = min(allowed, limit)
+		}
+	}
+	share := Finding{Name: "connections", Value: s.shares.String(), OK: s.pooler.Load() || allowed >= s.shares.total()}
+	if !share.OK {
+		share.Advice = fmt.Sprintf("the server lets this role have %d, for all nodes together: raise its limit, or lower KEYWARD_DATABASE_CONNECTIONS", allowed)
+	}
+	return []Finding{way, share}, nil
 }
 
 func is(want string) func(string) bool { return func(v string) bool { return v == want } }

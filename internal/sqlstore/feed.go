@@ -49,10 +49,10 @@ func (s *Store) Changes(ctx context.Context, after keys.Mark, limit int) (ch key
 	// A stop on the way: the next read is compared again.
 	ch.Mark, ch.Set = keys.Mark{Revision: max(first, cut)}, keys.SetHash{}
 	if cut < first {
-		if ch.Keys, err = s.someKeys(ctx, s.reader, keysOfWrite, first); err != nil {
+		if ch.Keys, err = s.someKeys(ctx, s.lease, keysOfWrite, first); err != nil {
 			return keys.Changes{}, err
 		}
-		ch.Organizations, err = s.organizations(ctx, s.reader, organizationsOfWrite, first)
+		ch.Organizations, err = s.organizations(ctx, s.lease, organizationsOfWrite, first)
 		return ch, err
 	}
 	ch.Keys = slices.DeleteFunc(ch.Keys, func(k keys.Key) bool { return k.Revision > cut })
@@ -62,11 +62,8 @@ func (s *Store) Changes(ctx context.Context, after keys.Mark, limit int) (ch key
 
 // readTogether runs reads in one transaction: everything they read stands for one moment.
 func (s *Store) readTogether(ctx context.Context, calls ...call) error {
-	db := s.reader
-	if s.nodes == nil {
-		db = s.lease // the renewal comes next, on the same connection: its server process is awake
-	}
-	conn, err := db.Conn(ctx)
+	// The renewal comes next, on the same connection: its server process is awake.
+	conn, err := s.lease.Conn(ctx)
 	if err != nil {
 		return fmt.Errorf("sqlstore: %w", err)
 	}
@@ -220,7 +217,7 @@ func (s *Store) at(ctx context.Context, m keys.Mark) (bool, error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	var n int
-	err := s.reader.QueryRowContext(ctx, atMark, m.Revision, m.Sequence, m.Hash[:]).Scan(&n)
+	err := s.lease.QueryRowContext(ctx, atMark, m.Revision, m.Sequence, m.Hash[:]).Scan(&n)
 	return n == 1, err
 }
 
@@ -233,7 +230,7 @@ func (s *Store) Standing(ctx context.Context, nodeID string, c keys.Commit) (st 
 	defer cancel()
 	var longest, settled int64
 	var has bool
-	err = s.lease.QueryRowContext(ctx, standing, c.Revision, nodeID, c.Sequence, c.Hash[:]).
+	err = s.barrier.QueryRowContext(ctx, standing, c.Revision, nodeID, c.Sequence, c.Hash[:]).
 		Scan(&st.Behind, &longest, &st.Own, &st.Timeline, &settled, &has)
 	if err == nil && !has {
 		err = keys.ErrDiverged // an old primary, or a database put back
@@ -247,7 +244,7 @@ func (s *Store) Fence(ctx context.Context, c keys.Commit) (fenced []string, err 
 	if s.nodes != nil {
 		return s.nodes.fence(c.Revision), nil
 	}
-	err = s.transact(ctx, s.lease, nil, func(ctx context.Context, tx *transaction) error {
+	err = s.transact(ctx, s.barrier, nil, func(ctx context.Context, tx *transaction) error {
 		var has bool
 		if err := tx.QueryRowContext(ctx, hasWrite, c.Revision, c.Sequence, c.Hash[:]).Scan(&has); err != nil {
 			return err
@@ -275,7 +272,7 @@ func (s *Store) Settle(ctx context.Context, timeline int64) error {
 	if s.nodes != nil {
 		return nil
 	}
-	_, err := s.write(ctx, s.lease, settleLineage, timeline)
+	_, err := s.write(ctx, s.barrier, settleLineage, timeline)
 	return err
 }
 

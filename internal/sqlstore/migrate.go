@@ -36,9 +36,9 @@ func migrate(ctx context.Context, e *engine, o Options) (from, to int64, err err
 	dialect, options := goose.DialectSQLite3, []goose.ProviderOption{goose.WithDisableGlobalRegistry(true)}
 	if e.name == Postgres {
 		dialect = goose.DialectPostgres
-		options = append(options, goose.WithSessionLocker(advisoryLock{}))
+		options = append(options, goose.WithLocker(&advisoryLock{pool: e.lease}))
 	}
-	provider, err := goose.NewProvider(dialect, e.writer, files, options...)
+	provider, err := goose.NewProvider(dialect, e.writer.DB, files, options...)
 	if err != nil {
 		return 0, 0, fmt.Errorf("sqlstore: migrations: %w", err)
 	}
@@ -59,15 +59,30 @@ func migrate(ctx context.Context, e *engine, o Options) (from, to int64, err err
 	return from, to, err
 }
 
-// advisoryLock makes the processes that start together migrate one after the other.
-type advisoryLock struct{}
-
-func (advisoryLock) SessionLock(ctx context.Context, conn *sql.Conn) error {
-	_, err := conn.ExecContext(ctx, `SELECT pg_advisory_lock($1)`, migrationLock)
-	return err
+// advisoryLock makes the processes that start together migrate one after the other. The lock is a
+// transaction's, held on a connection of its own: a session's would stay behind in a pooler.
+type advisoryLock struct {
+	pool *pool
+	tx   *sql.Tx // holds the lock
 }
 
-func (advisoryLock) SessionUnlock(ctx context.Context, conn *sql.Conn) error {
-	_, err := conn.ExecContext(ctx, `SELECT pg_advisory_unlock($1)`, migrationLock)
-	return err
+// Lock implements goose's lock.Locker.
+func (l *advisoryLock) Lock(ctx context.Context, _ *sql.DB) error {
+	tx, err := l.pool.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	for _, statement := range []string{noStatementTimeout, noIdleTimeout, noLockTimeout} {
+		if _, err := tx.ExecContext(ctx, statement); err != nil {
+			return errors.Join(err, tx.Rollback())
+		}
+	}
+	if _, err := tx.ExecContext(ctx, lockMigrations, migrationLock); err != nil {
+		return errors.Join(err, tx.Rollback())
+	}
+	l.tx = tx
+	return nil
 }
+
+// Unlock implements goose's lock.Locker.
+func (l *advisoryLock) Unlock(context.Context, *sql.DB) error { return l.tx.Rollback() }

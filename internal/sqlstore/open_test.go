@@ -253,7 +253,9 @@ func TestDurability(t *testing.T) {
 		}
 		want := map[string]string{"journal_mode": "wal", "synchronous": "2", "secure_delete": "1", "quick_check": "ok"}
 		if f.Engine() == sqlstore.Postgres {
-			want = map[string]string{"pg_is_in_recovery": "off", "synchronous_commit": "on"}
+			want = map[string]string{
+				"pg_is_in_recovery": "off", "synchronous_commit": "on", "search_path": "public, pg_temp", "connected": "to the server",
+			}
 			if _, ok := byName["clock difference"]; !ok {
 				t.Error("the clock is not compared")
 			}

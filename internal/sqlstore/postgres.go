@@ -8,11 +8,11 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/stdlib"
 )
 
 const (
@@ -30,46 +30,79 @@ const (
 	postgresWarned = "keyward.warned"
 )
 
-// Pools of their own, so that writers waiting for their turn never keep a node from renewing
-// its lease.
+// Limits of Options.Connections.
 const (
-	postgresWriters = 8
-	postgresReaders = 8
-	postgresLeases  = 3
+	DefaultConnections = 10
+	MinConnections     = 6
+	MaxConnections     = 1000
 )
 
+// shares says how many connections each pool may have. Pools of their own, so that callers who wait
+// for their turn never keep a node from renewing its lease.
+type shares struct{ writer, reader, barrier, lease, listen int }
+
+// sharesOf splits a total. The lease and the notifications have a fixed share.
+func sharesOf(total int) shares {
+	if total == 0 {
+		total = DefaultConnections
+	}
+	s := shares{lease: 2, listen: 1, barrier: max(1, total/10)}
+	rest := total - s.lease - s.listen - s.barrier
+	s.reader = rest / 2
+	s.writer = rest - s.reader
+	return s
+}
+
+func (s shares) total() int64 { return int64(s.writer + s.reader + s.barrier + s.lease + s.listen) }
+
+// String says it in words.
+func (s shares) String() string {
+	return fmt.Sprintf("%d: writes %d, reads %d, barrier %d, lease %d, notifications %d", s.total(), s.writer, s.reader, s.barrier, s.lease, s.listen)
+}
+
 func openPostgres(ctx context.Context, o Options) (_ *engine, err error) {
-	config, err := postgresConfig(o.URL, o.AllowPlaintext)
+	config, err := postgresConfig(o)
 	if err != nil {
 		return nil, err
 	}
 	// A node that stands still in the middle of a write holds every writer's lock: the server ends its transaction soon. Reads hold none.
-	writing := config.Copy()
-	writing.RuntimeParams["idle_in_transaction_session_timeout"] = mostIdleInWrite
+	writing := config.with(guc{"idle_in_transaction_session_timeout", mostIdleInWrite})
 	// What nodes ask for every write is planned once. Left to itself PostgreSQL plans the look for changes anew each time, because it takes
 	// their number, which it does not know, for a third of the table; and for the same reason would compile it.
-	leasing := writing.Copy()
-	leasing.RuntimeParams["plan_cache_mode"], leasing.RuntimeParams["jit"] = "force_generic_plan", "off"
-	open := func(config *pgx.ConnConfig, most int) *sql.DB {
-		db := stdlib.OpenDB(*config)
-		db.SetMaxOpenConns(most)
-		db.SetMaxIdleConns(most)
-		db.SetConnMaxIdleTime(5 * time.Minute)
-		return db
+	leasing := writing.with(guc{"plan_cache_mode", "force_generic_plan"}, guc{"jit", "off"})
+	share := sharesOf(o.Connections)
+	pooler := new(atomic.Bool)
+	open := func(config postgresSettings, most int, idle time.Duration) *pool {
+		return newPool(sql.OpenDB(newConnector(config, pooler)), most, idle)
 	}
 	e := &engine{
-		name: Postgres, writer: open(writing, postgresWriters), reader: open(config, postgresReaders), lease: open(leasing, postgresLeases),
+		name: Postgres, writer: open(writing, share.writer, maxIdle), reader: open(config, share.reader, maxIdle),
+		barrier: open(leasing, share.barrier, maxIdle), lease: open(leasing, share.lease, 5*time.Minute),
 		readTx:      &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
-		listen:      func(ctx context.Context, heard func(string)) error { return postgresListen(ctx, config, heard) },
 		taken:       postgresTaken,
 		rolledBack:  postgresRolledBack,
 		patience:    patience,
 		description: net.JoinHostPort(config.Host, strconv.Itoa(int(config.Port))) + "/" + config.Database,
+		shares:      share,
+		pooler:      pooler,
+	}
+	e.listen = func(ctx context.Context, heard func(string)) error {
+		return postgresListen(ctx, config, e.lease, heard)
+	}
+	pools := e.pools()
+	for _, p := range pools {
+		p.full = postgresFull
+		for _, other := range pools {
+			if other != p && other != e.lease {
+				p.others = append(p.others, other)
+			}
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	if err := e.writer.PingContext(ctx); err != nil {
-		if errors.Is(err, errStandby) && severalHosts(config) {
+	// The lease's first: what it needs is there before anything else takes connections.
+	if err := e.lease.PingContext(ctx); err != nil {
+		if errors.Is(err, errStandby) && severalHosts(config.ConnConfig) {
 			err = fmt.Errorf("%w: %w", ErrNoPrimary, err)
 		}
 		return nil, errors.Join(fmt.Errorf("sqlstore: %w", err), e.close())
@@ -78,42 +111,54 @@ func openPostgres(ctx context.Context, o Options) (_ *engine, err error) {
 }
 
 // postgresConfig reads the URL, as libpq would, and refuses what is unsafe in it.
-func postgresConfig(rawURL string, allowPlaintext bool) (*pgx.ConnConfig, error) {
-	config, err := pgx.ParseConfig(rawURL)
+func postgresConfig(o Options) (postgresSettings, error) {
+	config, err := pgx.ParseConfig(o.URL)
 	if err != nil {
-		return nil, errors.New("sqlstore: the database URL cannot be read; it should look like postgres://user@host:5432/database?sslmode=verify-full")
+		return postgresSettings{}, errors.New("sqlstore: the database URL cannot be read; it should look like postgres://user@host:5432/database?sslmode=verify-full")
 	}
-	if host, plain := plaintextHost(config); plain && !allowPlaintext {
-		return nil, fmt.Errorf("sqlstore: the connection to PostgreSQL on %s would not be encrypted: set sslmode=verify-full (or require) in the database URL, or allow plaintext on purpose", host)
+	if host, plain := plaintextHost(config); plain && !o.AllowPlaintext {
+		return postgresSettings{}, fmt.Errorf("sqlstore: the connection to PostgreSQL on %s would not be encrypted: set sslmode=verify-full (or require) in the database URL, or allow plaintext on purpose", host)
+	}
+	if o.Connections != 0 && (o.Connections < MinConnections || o.Connections > MaxConnections) {
+		return postgresSettings{}, fmt.Errorf("sqlstore: the number of connections must be %d to %d", MinConnections, MaxConnections)
 	}
 	if config.ConnectTimeout == 0 {
 		config.ConnectTimeout = connectTimeout
 	}
-	for name, value := range map[string]string{
-		"application_name":                    "keyward",
-		"statement_timeout":                   "15s",
-		"lock_timeout":                        "10s",
-		"idle_in_transaction_session_timeout": "30s",
-	} {
-		if _, set := config.RuntimeParams[name]; !set {
-			config.RuntimeParams[name] = value
-		}
+	if _, set := config.RuntimeParams["application_name"]; !set {
+		config.RuntimeParams["application_name"] = "keyward"
 	}
-	config.ValidateConnect = validatePostgres
+	settings := postgresSettings{ConnConfig: config, requireFsync: o.RequireFsync, password: o.Password}
+	if settings.password == nil {
+		settings.password = func() (string, error) { return passwordOf(o.URL) }
+	}
+	if settings.gucs, err = gucsOf(config.RuntimeParams); err != nil {
+		return postgresSettings{}, err
+	}
 	config.OnNotice = func(c *pgconn.PgConn, n *pgconn.Notice) {
 		// Severity arrives untranslated only in the second field.
 		if n.SeverityUnlocalized == "WARNING" || n.Code == "01000" {
 			c.CustomData()[postgresWarned] = true
 		}
 	}
-	return config, nil
+	return settings, nil
+}
+
+// passwordOf returns the password of a URL, or of the password file that goes with it (PGPASSFILE,
+// ~/.pgpass), as it is now.
+func passwordOf(rawURL string) (string, error) {
+	config, err := pgx.ParseConfig(rawURL)
+	if err != nil {
+		return "", errors.New("the password file or a certificate that the database URL names cannot be read")
+	}
+	return config.Password, nil
 }
 
 // ErrNoPrimary means that several hosts were named and, just now, none that answers is a primary: one may be about to be promoted.
 var ErrNoPrimary = errors.New("none of the database's hosts is a primary")
 
 // errStandby is a server that takes no writes. Of a single host it is a mistake in the settings.
-var errStandby = errors.New("this server is a hot standby; point the database URL at the primary, or list every host in it")
+const errStandby = unfitError("this server is a hot standby; point the database URL at the primary, or list every host in it")
 
 func severalHosts(config *pgx.ConnConfig) bool {
 	for _, f := range config.Fallbacks { // the same host is there with TLS and without
@@ -146,30 +191,6 @@ func thisMachine(host string) bool {
 	return ip != nil && ip.IsLoopback()
 }
 
-// validatePostgres accepts a server that is new enough and takes writes. It runs on every new
-// connection, so that after a failover no pool reads from what has become a standby; with
-// several hosts the next one is tried.
-func validatePostgres(ctx context.Context, c *pgconn.PgConn) error {
-	results, err := c.Exec(ctx, `SELECT current_setting('server_version_num'), pg_is_in_recovery()::int, current_setting('transaction_read_only')`).ReadAll()
-	if err != nil {
-		return err
-	}
-	if len(results) != 1 || len(results[0].Rows) != 1 {
-		return errors.New("unexpected answer to the version query")
-	}
-	row := results[0].Rows[0]
-	version, err := strconv.Atoi(string(row[0]))
-	switch {
-	case err != nil || version < oldestPostgres:
-		return fmt.Errorf("PostgreSQL 15 or newer is needed; this server is %d", version/10000)
-	case string(row[1]) != "0":
-		return errStandby
-	case string(row[2]) != "off":
-		return errors.New("this server takes no writes (default_transaction_read_only)")
-	}
-	return nil
-}
-
 func postgresTaken(err error) bool {
 	var e *pgconn.PgError
 	return errors.As(err, &e) && e.Code == "23505"
@@ -189,8 +210,8 @@ func postgresRolledBack(err error) bool {
 // clearWarning forgets what the server warned this connection of.
 func clearWarning(conn *sql.Conn) {
 	_ = conn.Raw(func(c any) error {
-		if p, ok := c.(*stdlib.Conn); ok {
-			delete(p.Conn().PgConn().CustomData(), postgresWarned)
+		if p, _ := postgresOf(c); p != nil {
+			delete(p.PgConn().CustomData(), postgresWarned)
 		}
 		return nil
 	})
@@ -200,8 +221,8 @@ func clearWarning(conn *sql.Conn) {
 // commit whose wait for the synchronous standby was cancelled succeeds with nothing but a warning.
 func warned(conn *sql.Conn) (w bool) {
 	_ = conn.Raw(func(c any) error {
-		if p, ok := c.(*stdlib.Conn); ok {
-			_, w = p.Conn().PgConn().CustomData()[postgresWarned]
+		if p, _ := postgresOf(c); p != nil {
+			_, w = p.PgConn().CustomData()[postgresWarned]
 		}
 		return nil
 	})

@@ -12,6 +12,27 @@ const (
 	commitTx   = `COMMIT`
 	rollBackTx = `ROLLBACK`
 
+	noStatementTimeout = `SET LOCAL statement_timeout = 0`
+	noIdleTimeout      = `SET LOCAL idle_in_transaction_session_timeout = 0`
+	noLockTimeout      = `SET LOCAL lock_timeout = 0`
+	lockMigrations     = `SELECT pg_advisory_xact_lock($1)`
+
+	// What is in force, and what would be if Keyward said nothing.
+	readSynchronousCommit = `SELECT current_setting('synchronous_commit') ||
+		CASE WHEN reset_val = current_setting('synchronous_commit') THEN ''
+			ELSE ' (set by Keyward; the role, the database or the server says ' || reset_val || ')' END
+		FROM pg_settings WHERE name = 'synchronous_commit'`
+	// -1 = no limit.
+	readLimits = `SELECT rolconnlimit, (SELECT datconnlimit FROM pg_database WHERE datname = current_database()),
+			current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+		FROM pg_roles WHERE rolname = current_user`
+
+	serverProcess = `SELECT pg_backend_pid()::bigint`
+
+	// Of a new connection to PostgreSQL.
+	examine = `SELECT current_setting('server_version_num'), pg_is_in_recovery()::int,
+		current_setting('transaction_read_only'), current_setting('fsync'), pg_backend_pid()`
+
 	// The first statement of every write. The row's lock, held to the commit, puts writes in one order.
 	bumpMeta = `UPDATE meta SET revision = revision + 1 WHERE one = 1
 		RETURNING revision, database_id, state_key_id, state_box`

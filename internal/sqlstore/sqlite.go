@@ -19,6 +19,13 @@ import (
 // oldestSQLite is the first version without the WAL-reset bug that can corrupt a database.
 var oldestSQLite = [3]int{3, 51, 3}
 
+// Connections to the file besides the one that writes. Lists, and whatever else callers ask for,
+// share the readers. The lease has connections of its own: one for the renewal, one to catch up.
+const (
+	sqliteReaders = 4
+	sqliteLeases  = 2
+)
+
 func openSQLite(ctx context.Context, path string) (_ *engine, err error) {
 	path, unlock, err := lockedFile(path)
 	if err != nil {
@@ -35,17 +42,16 @@ func openSQLite(ctx context.Context, path string) (_ *engine, err error) {
 	if err != nil {
 		return nil, err
 	}
-	writer.SetMaxOpenConns(1)
-	writer.SetMaxIdleConns(1)
 	reader, err := sql.Open("sqlite", sqliteDSN(path, "_pragma=query_only(1)"))
 	if err != nil {
 		return nil, errors.Join(err, writer.Close())
 	}
-	reader.SetMaxOpenConns(4)
-	reader.SetMaxIdleConns(4)
-
+	lease, err := sql.Open("sqlite", sqliteDSN(path, "_pragma=query_only(1)"))
+	if err != nil {
+		return nil, errors.Join(err, writer.Close(), reader.Close())
+	}
 	e := &engine{
-		name: SQLite, writer: writer, reader: reader, lease: writer,
+		name: SQLite, writer: newPool(writer, 1, 0), reader: newPool(reader, sqliteReaders, 0), lease: newPool(lease, sqliteLeases, 0),
 		nodes:       &localNodes{applied: make(map[string]int64), of: make(map[string]keys.Node)},
 		readTx:      &sql.TxOptions{ReadOnly: true},
 		taken:       sqliteTaken,
@@ -55,7 +61,7 @@ func openSQLite(ctx context.Context, path string) (_ *engine, err error) {
 		description: path,
 	}
 	if err := checkSQLite(ctx, writer); err != nil {
-		return nil, errors.Join(err, writer.Close(), reader.Close())
+		return nil, errors.Join(err, writer.Close(), reader.Close(), lease.Close())
 	}
 	return e, nil
 }

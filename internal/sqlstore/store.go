@@ -49,6 +49,14 @@ type Options struct {
 	OnTampered func(table, id string, err error)
 	// AllowPlaintext permits PostgreSQL without TLS on a host that is not this machine.
 	AllowPlaintext bool
+	// RequireFsync rejects a PostgreSQL that does not wait for its disk (fsync=off).
+	RequireFsync bool
+	// Connections is how many connections to PostgreSQL all pools together may have, from
+	// MinConnections to MaxConnections; 0 means DefaultConnections.
+	Connections int
+	// Password, when set, returns the password for each new connection to PostgreSQL. Nil means
+	// that of the URL, or of the password file that libpq reads.
+	Password func() (string, error)
 	// Logger receives what an operator should read; nil means slog.Default.
 	Logger *slog.Logger
 }
@@ -77,10 +85,11 @@ type engine struct {
 	name        string
 	description string // where the database is; never holds a password
 
-	// writer serves what takes the meta row's lock, reader what only reads, lease the nodes' rows.
-	writer, reader, lease *sql.DB
-	nodes                 *localNodes // the node rows when no other process can have any; nil = in the database
-	readTx                *sql.TxOptions
+	// writer serves what takes the meta row's lock, reader what only reads, lease the node's own row and what it follows, barrier
+	// what a write asks of the other nodes before it is answered; nil on SQLite. No caller can queue for lease.
+	writer, reader, lease, barrier *pool
+	nodes                          *localNodes // the node rows when no other process can have any; nil = in the database
+	readTx                         *sql.TxOptions
 
 	listen func(ctx context.Context, heard func(payload string)) error // see keys.Feed.Listen; nil where nodes is not
 
@@ -89,12 +98,25 @@ type engine struct {
 	ownClock   bool             // the database has no clock but ours
 	patience   time.Duration    // bounds a call; 0 = the caller alone does
 	afterClose func() error
+
+	shares shares       // of the connections to PostgreSQL
+	pooler *atomic.Bool // the last new connection was one to a pooler; nil on SQLite
+}
+
+// pools returns every pool there is.
+func (e *engine) pools() (all []*pool) {
+	for _, p := range []*pool{e.lease, e.writer, e.reader, e.barrier} {
+		if p != nil {
+			all = append(all, p)
+		}
+	}
+	return all
 }
 
 func (e *engine) close() error {
-	err := errors.Join(e.writer.Close(), e.reader.Close())
-	if e.lease != e.writer {
-		err = errors.Join(err, e.lease.Close())
+	var err error
+	for _, p := range e.pools() {
+		err = errors.Join(err, p.Close())
 	}
 	if e.afterClose != nil {
 		err = errors.Join(err, e.afterClose())
@@ -161,9 +183,9 @@ func (s *Store) Engine() string { return s.name }
 
 // Stats returns the state of the connection pools by name.
 func (s *Store) Stats() map[string]sql.DBStats {
-	m := map[string]sql.DBStats{"writer": s.writer.Stats(), "reader": s.reader.Stats()}
-	if s.lease != s.writer {
-		m["lease"] = s.lease.Stats()
+	m := map[string]sql.DBStats{"writer": s.writer.Stats(), "reader": s.reader.Stats(), "lease": s.lease.Stats()}
+	if s.barrier != nil {
+		m["barrier"] = s.barrier.Stats()
 	}
 	return m
 }
@@ -193,7 +215,7 @@ type queries interface {
 
 // write runs one statement that is its own transaction and returns how many rows it changed.
 // A warning counts as a failure: the change may not be durable.
-func (s *Store) write(ctx context.Context, db *sql.DB, query string, args ...any) (int64, error) {
+func (s *Store) write(ctx context.Context, db *pool, query string, args ...any) (int64, error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	conn, err := db.Conn(ctx)
@@ -218,7 +240,7 @@ func (s *Store) writeOn(ctx context.Context, conn *sql.Conn, query string, args 
 
 // writeReturning is write for a statement that changes at most one row and returns something of it. It reports whether it
 // changed one.
-func (s *Store) writeReturning(ctx context.Context, db *sql.DB, dest []any, query string, args ...any) (bool, error) {
+func (s *Store) writeReturning(ctx context.Context, db *pool, dest []any, query string, args ...any) (bool, error) {
 	conn, err := db.Conn(ctx)
 	if err != nil {
 		return false, fmt.Errorf("sqlstore: %w", err)

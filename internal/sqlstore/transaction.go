@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/syncgram/keyward/internal/keys"
 )
@@ -26,14 +25,14 @@ type transaction struct {
 // transact begins a write transaction on db with the statements of opening, which may be nil and is asked again when they are sent
 // again; it runs fn in the transaction and commits. The error is
 // ErrOutcomeUnknown when the commit may or may not have taken effect; any other error means that nothing happened.
-func (s *Store) transact(ctx context.Context, db *sql.DB, opening func() []call, fn func(context.Context, *transaction) error) error {
+func (s *Store) transact(ctx context.Context, db *pool, opening func() []call, fn func(context.Context, *transaction) error) error {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
 	return s.transactWithin(ctx, db, opening, fn)
 }
 
 // transactWithin is transact without a bound of its own.
-func (s *Store) transactWithin(ctx context.Context, db *sql.DB, opening func() []call, fn func(context.Context, *transaction) error) error {
+func (s *Store) transactWithin(ctx context.Context, db *pool, opening func() []call, fn func(context.Context, *transaction) error) error {
 	tx, err := s.startTx(ctx, db, opening)
 	if err != nil {
 		return err
@@ -51,7 +50,7 @@ func (s *Store) transactWithin(ctx context.Context, db *sql.DB, opening func() [
 
 // startTx begins a transaction. A pool's connections die together when the server goes; until the first statements are answered
 // nothing has been done, so another connection is tried.
-func (s *Store) startTx(ctx context.Context, db *sql.DB, opening func() []call) (*transaction, error) {
+func (s *Store) startTx(ctx context.Context, db *pool, opening func() []call) (*transaction, error) {
 	for try := 0; ; try++ {
 		conn, err := db.Conn(ctx)
 		if err != nil {
@@ -122,12 +121,12 @@ func (tx *transaction) rollBack(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
 	_ = tx.conn.Raw(func(c any) error {
-		p, ok := c.(*stdlib.Conn)
-		if !ok || p.Conn().IsClosed() || p.Conn().PgConn().TxStatus() == 'I' {
+		p, _ := postgresOf(c)
+		if p == nil || p.IsClosed() || p.PgConn().TxStatus() == 'I' {
 			return nil
 		}
-		if _, err := p.Conn().Exec(ctx, rollBackTx); err != nil {
-			return p.Conn().Close(ctx)
+		if _, err := p.Exec(ctx, rollBackTx); err != nil {
+			return p.Close(ctx)
 		}
 		return nil
 	})
@@ -136,8 +135,8 @@ func (tx *transaction) rollBack(ctx context.Context) {
 // isClosed reports whether the connection to the server is gone.
 func isClosed(conn *sql.Conn) (closed bool) {
 	_ = conn.Raw(func(c any) error {
-		p, ok := c.(*stdlib.Conn)
-		closed = ok && p.Conn().IsClosed()
+		p, _ := postgresOf(c)
+		closed = p != nil && p.IsClosed()
 		return nil
 	})
 	return closed
@@ -199,16 +198,17 @@ func changedOne(n int64, err error) error {
 // only at a statement that it refuses itself.
 func pipeline(ctx context.Context, conn *sql.Conn, calls []call) (done bool, err error) {
 	err = conn.Raw(func(c any) error {
-		p, ok := c.(*stdlib.Conn)
-		if !ok {
+		p, settings := postgresOf(c)
+		if p == nil {
 			return nil
 		}
 		done = true
+		calls := withSettings(calls, settings, p.PgConn().TxStatus())
 		var batch pgx.Batch
 		for _, c := range calls {
 			batch.Queue(c.statement, c.arguments...)
 		}
-		results := p.Conn().SendBatch(ctx, &batch)
+		results := p.SendBatch(ctx, &batch)
 		for _, c := range calls {
 			if err := c.read(results); err != nil {
 				return errors.Join(err, results.Close())

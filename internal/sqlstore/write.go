@@ -40,7 +40,7 @@ func (s *Store) Record(ctx context.Context, e keys.AuditEntry) error {
 
 // locked runs fn in a transaction that takes the meta row's lock by statement, bumpMeta or lockMeta, and seals the state it leaves.
 func (s *Store) locked(
-	ctx context.Context, transact func(context.Context, *sql.DB, func() []call, func(context.Context, *transaction) error) error,
+	ctx context.Context, transact func(context.Context, *pool, func() []call, func(context.Context, *transaction) error) error,
 	statement string, first keys.Reads, fn func(context.Context, *writeTx) error,
 ) error {
 	var t *writeTx

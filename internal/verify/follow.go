@@ -297,6 +297,9 @@ func (v *Verifier) renew(ctx context.Context, nodeID string) (keys.Outcome, erro
 
 // settleUnattended settles a timeline without a write that waited for it, so that the next write need not.
 func (v *Verifier) settleUnattended(ctx context.Context, nodeID string, applied keys.Mark) {
+	// The next renewal must not wait for what callers may be queued for.
+	ctx, cancel := context.WithTimeout(ctx, v.cfg.Lease/4)
+	defer cancel()
 	st, err := v.cfg.Feed.Standing(ctx, nodeID, keys.Commit{Mark: applied})
 	if err == nil && v.lineage.settles(st.Timeline, v.clock.now().mono, waitFor(max(v.cfg.Lease, st.Longest))) {
 		v.settle(ctx, st.Timeline)
