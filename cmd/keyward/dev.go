@@ -80,12 +80,14 @@ func (c *devCmd) Run(ctx context.Context, t *terminal) error {
 		JWTJWKS: issuer.Config().JWKS, JWTIssuer: &name, JWTAudience: &audience, JWTOrganizationClaim: "org_id",
 		SecretPrefix: "sk", MaxOverlap: duration(24 * time.Hour), LogFormat: "text", LogLevel: c.LogLevel,
 	}
-	logger := settings.logger(t.err)
+	log := t.detach()
+	logger := settings.logger(log)
 	n, err := settings.node(ctx, logger)
 	if err != nil {
 		return err
 	}
 	defer n.close()
+	n.metrics.WatchLog(log.Dropped)
 	payments := new(http.ServeMux)
 	n.addHTTP("payments", string(c.PaymentsListen), server.NewHTTPServer(payments, server.Limits{}, logger), nil)
 	n.bound = func() error {

@@ -11,22 +11,15 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"regexp"
 	"strings"
-	"syscall"
 
 	"github.com/alecthomas/kong"
 )
 
 func main() {
-	ending := []os.Signal{os.Interrupt, syscall.SIGTERM}
-	if !signal.Ignored(syscall.SIGHUP) { // under nohup it goes on
-		ending = append(ending, syscall.SIGHUP)
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), ending...)
-	context.AfterFunc(ctx, stop) // the first signal ends the work in order, the second ends the process at once
-	os.Exit(run(ctx, os.Args[1:], os.Environ(), os.Stdin, os.Stdout, os.Stderr))
+	ctx, hangups := signalContext()
+	os.Exit(runWith(ctx, hangups, os.Args[1:], os.Environ(), os.Stdin, os.Stdout, os.Stderr))
 }
 
 // Exit codes. verify and audit verify have meanings of their own for 1 and 3; see their help.
@@ -53,9 +46,16 @@ type commands struct {
 	Version     versionCmd     `cmd:"" help:"Print the version."`
 }
 
-// run is the program without the process around it. env has the form of os.Environ.
-func run(ctx context.Context, args, env []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
+// run is runWith where no signal is of interest.
+func run(ctx context.Context, args, env []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	return runWith(ctx, nil, args, env, stdin, stdout, stderr)
+}
+
+// runWith is the program without the process around it. env has the form of os.Environ.
+func runWith(ctx context.Context, hangups chan os.Signal, args, env []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
 	t := newTerminal(env, stdin, stdout, stderr)
+	t.hangups = hangups
+	defer t.flush() // after the line of the error
 	defer func() {
 		if thrown := recover(); thrown != nil {
 			exit, ok := thrown.(parserExit)
@@ -68,6 +68,11 @@ func run(ctx context.Context, args, env []string, stdin io.Reader, stdout, stder
 	parsed, err := parse(ctx, new(commands), args, t)
 	if err != nil {
 		return t.fail(err)
+	}
+	if parsed.Command() != "serve" {
+		ending, cancel := endOnHangup(ctx, hangups)
+		defer cancel()
+		parsed.BindTo(ending, (*context.Context)(nil))
 	}
 	return t.fail(parsed.Run())
 }
