@@ -39,6 +39,7 @@ type commands struct {
 	Org         orgCmd         `cmd:"" help:"Set, get and list organizations."`
 	Verify      verifyCmd      `cmd:"" help:"Ask whether the secret on the standard input is valid."`
 	Audit       auditCmd       `cmd:"" help:"List, check and export the audit log."`
+	Backup      backupCmd      `cmd:"" help:"Copy the database of a server, consistent while it serves."`
 	Nodes       nodesCmd       `cmd:"" help:"List the nodes that serve, and how far each is."`
 	Doctor      doctorCmd      `cmd:"" help:"Check a running server and its settings."`
 	Healthcheck healthcheckCmd `cmd:"" help:"Ask whether a server is ready; the exit code answers."`

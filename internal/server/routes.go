@@ -85,6 +85,7 @@ func (s *Server) routes() []route {
 		{internal, "GET", "/v1/audit", internalToken, "", []string{"after", "limit", "organization_id", "target_id"}, false, handle(s, readAudit, s.listAudit)},
 		{internal, "POST", "/v1/audit/verify", internalToken, "", anyQuery, false, s.long(handle(s, readNothing, s.verifyAudit))},
 		{internal, "POST", "/v1/master-key/rotate", internalToken, "", anyQuery, false, s.long(handle(s, readNothing, s.rotate))},
+		{internal, "POST", "/v1/backup", internalToken, "", anyQuery, false, s.long(s.backup)},
 		{internal, "GET", "/v1/status", internalToken, "", anyQuery, false, handle(s, readNothing, s.status)},
 		{internal, "GET", "/v1/nodes", internalToken, "", anyQuery, false, handle(s, readNothing, s.nodes)},
 		{internal, "GET", "/metrics", internalToken, "", anyQuery, true, s.metrics()},
