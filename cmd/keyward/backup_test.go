@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -222,4 +223,35 @@ func TestBackupPostgres(t *testing.T) {
 		t.Errorf("the first write took %v: it waited for a node of the old cluster", took)
 	}
 	intact(t, r)
+}
+
+// A copy that breaks off leaves no file, nor does an answer that is none of Keyward's.
+func TestBackupBrokenOff(t *testing.T) {
+	t.Parallel()
+	for name, answer := range map[string]http.HandlerFunc{
+		"too short": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "8192")
+			_, _ = w.Write(make([]byte, 4096))
+		},
+		"length unknown": func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write(make([]byte, 4096))
+			_ = http.NewResponseController(w).Flush()
+		},
+		"no database": func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 4096)) },
+		"rejected":    func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := httptest.NewServer(answer)
+			defer server.Close()
+			folder := t.TempDir()
+			code, _, stderr := backUp(t, "--to="+filepath.Join(folder, "copy.db"), "--server="+server.URL)
+			if code != exitFailed || strings.Count(stderr, "\n") != 1 {
+				t.Errorf("%d %s", code, stderr)
+			}
+			if left, err := os.ReadDir(folder); err != nil || len(left) > 0 {
+				t.Errorf("left behind: %v, %v", left, err)
+			}
+		})
+	}
 }

@@ -64,10 +64,10 @@ func (r *reloads) run(ctx context.Context, hangups chan os.Signal, logger *slog.
 		case <-ctx.Done():
 			return
 		}
-		logger.Info("SIGHUP received, files are read again")
 		r.mu.Lock()
 		hooks := r.hooks[:len(r.hooks):len(r.hooks)]
 		r.mu.Unlock()
+		logger.Info("SIGHUP received", "hooks", len(hooks))
 		for _, hook := range hooks {
 			hook(ctx)
 		}
