@@ -87,6 +87,7 @@ func (c *devCmd) Run(ctx context.Context, t *terminal) error {
 		return err
 	}
 	defer n.close()
+	captureLogs(logger)
 	n.metrics.WatchLog(log.Dropped)
 	payments := new(http.ServeMux)
 	n.addHTTP("payments", string(c.PaymentsListen), server.NewHTTPServer(payments, server.Limits{}, logger), nil)

@@ -35,7 +35,7 @@ func (s *Server) backup(x *exchange) error {
 	h["Content-Type"] = []string{"application/vnd.sqlite3"}
 	h.Set("Content-Length", strconv.FormatInt(b.Bytes(), 10))
 	x.WriteHeader(http.StatusOK)
-	w := &patientWriter{w: x, control: http.NewResponseController(x)}
+	w := &patientWriter{w: x, control: http.NewResponseController(x), stall: backupStall}
 	_, err = b.WriteTo(w)
 	if err == nil {
 		err = w.flush()
@@ -46,10 +46,11 @@ func (s *Server) backup(x *exchange) error {
 	return nil
 }
 
-// patientWriter collects chunks and gives the client backupStall for each.
+// patientWriter collects chunks and gives the client a time for each.
 type patientWriter struct {
 	w       io.Writer
 	control *http.ResponseController
+	stall   time.Duration // for one chunk
 	chunk   []byte
 }
 
@@ -65,7 +66,7 @@ func (w *patientWriter) Write(b []byte) (int, error) {
 }
 
 func (w *patientWriter) flush() error {
-	if err := w.control.SetWriteDeadline(time.Now().Add(backupStall)); err != nil {
+	if err := w.control.SetWriteDeadline(time.Now().Add(w.stall)); err != nil {
 		return fmt.Errorf("set the write deadline: %w", err)
 	}
 	_, err := w.w.Write(w.chunk)
