@@ -39,6 +39,20 @@ if [ ${#missing[@]} -gt 0 ]; then
 	fi
 fi
 
+# What comes over the network is fetched while the processors check and compile. A failure shows where it is needed.
+fetched=$(mktemp -d)
+trap 'rm -rf "$fetched"' EXIT
+(
+	go mod download -modfile=tools/caddy/go.mod
+	[ "$fast" = yes ] || go mod download -modfile=tools/go.mod
+	cp clients/typescript/package*.json clients/typescript/.npmrc "$fetched"
+	cd "$fetched" && npm ci --ignore-scripts --no-audit --no-fund --prefer-offline # fills npm's cache
+) >/dev/null 2>&1 &
+fetching=$!
+
+# Everything but the race detector is built without cgo, as the program is: what is compiled once serves every step.
+export CGO_ENABLED=0
+
 say "formatting"
 unformatted=$(gofmt -l $(git ls-files '*.go'))
 [ -z "$unformatted" ] || { echo "gofmt would change: $unformatted" >&2; exit 1; }
@@ -49,18 +63,19 @@ go vet -tags failpoints ./...
 go vet -tags defects ./internal/defect
 
 say "one static binary (R6)"
-binary=$(mktemp -d)/keyward
-trap 'rm -rf "$(dirname "$binary")"' EXIT
-CGO_ENABLED=0 go build -trimpath -o "$binary" ./cmd/keyward
+go build -o "$fetched/keyward" ./cmd/keyward
 
 say "Caddy, for the tests of the doors: minutes the first time, then from Go's build cache"
 go tool -modfile=tools/caddy/go.mod -n caddy >/dev/null
 
 # The histories run by themselves: they put real processes under faults and say how long things may take.
 histories=github.com/syncgram/keyward/internal/histories
-others=$(go list ./... | grep -vx "$histories")
+# Those that take longest begin first, so that no processor waits for them at the end.
+longest="./internal/verify ./internal/doors ./internal/modelcheck ./internal/faults ./cmd/keyward"
+others=$(go list $longest ./... | awk '!seen[$0]++' | grep -vx "$histories")
 
 if [ "$fast" = yes ]; then
+	wait "$fetching" || true
 	say "tests, without the histories"
 	go test -shuffle=on $others
 	exit
@@ -77,8 +92,9 @@ if ! report=$(go tool -modfile=tools/go.mod govulncheck ./... 2>&1); then
 	esac
 fi
 
+wait "$fetching" || true
 say "tests, with the race detector"
-go test -race -shuffle=on -timeout 20m $others
+CGO_ENABLED=1 go test -race -shuffle=on -timeout 20m $others
 
 say "histories: many nodes under faults"
-go test -race -shuffle=on -timeout 20m -v "$histories"
+CGO_ENABLED=1 go test -race -shuffle=on -timeout 20m -v "$histories"

@@ -212,6 +212,9 @@ func (operations) VerifyAudit(context.Context) (keys.AuditReport, error) {
 func (operations) Rotate(context.Context, keys.Operator) (api.Reseal, error) {
 	return api.Reseal{}, errUnused
 }
+func (operations) Backup(context.Context, keys.Operator) (server.Backup, error) {
+	return nil, errUnused
+}
 func (operations) Checks(context.Context) ([]api.Check, error) { return nil, errUnused }
 func (operations) Nodes(context.Context) (api.NodeList, error) { return api.NodeList{}, errUnused }
 func (o operations) Engine() string                            { return o.engine }

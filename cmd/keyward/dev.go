@@ -55,8 +55,6 @@ const devTokenLife = 12 * time.Hour
 
 // Run serves until ctx ends.
 func (c *devCmd) Run(ctx context.Context, t *terminal) error {
-	ctx, stop := untilHangup(ctx)
-	defer stop()
 	if !c.VerifyListen.loopback() {
 		return wrong("--verify-listen: must be on loopback, because dev asks for no credential")
 	}
@@ -93,12 +91,15 @@ func (c *devCmd) Run(ctx context.Context, t *terminal) error {
 		JWTJWKS: issuer.Config().JWKS, JWTIssuer: &name, JWTAudience: &audience, JWTOrganizationClaim: "org_id",
 		SecretPrefix: "sk", MaxOverlap: duration(24 * time.Hour), LogFormat: "text", LogLevel: c.LogLevel,
 	}
-	logger := settings.logger(t.err)
+	log := t.detach()
+	logger := settings.logger(log)
 	n, err := settings.node(ctx, logger)
 	if err != nil {
 		return err
 	}
 	defer n.close()
+	captureLogs(logger)
+	n.metrics.WatchLog(log.Dropped)
 	payments := new(http.ServeMux)
 	n.addHTTP("payments", string(c.PaymentsListen), server.NewHTTPServer(payments, server.Limits{}, logger), nil)
 	n.bound = func() error {

@@ -11,20 +11,15 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"regexp"
 	"strings"
-	"syscall"
 
 	"github.com/alecthomas/kong"
 )
 
 func main() {
-	// SIGHUP is left to the commands: serve reads its files again, dev ends, the others take the
-	// default.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // the first signal ends the work in order, the second ends the process at once
-	os.Exit(run(ctx, os.Args[1:], os.Environ(), os.Stdin, os.Stdout, os.Stderr))
+	ctx, hangups := signalContext()
+	os.Exit(runWith(ctx, hangups, os.Args[1:], os.Environ(), os.Stdin, os.Stdout, os.Stderr))
 }
 
 // Exit codes. verify and audit verify have meanings of their own for 1 and 3; see their help.
@@ -45,6 +40,7 @@ type commands struct {
 	Org         orgCmd         `cmd:"" help:"Set, get and list organizations."`
 	Verify      verifyCmd      `cmd:"" help:"Ask whether the secret on the standard input is valid."`
 	Audit       auditCmd       `cmd:"" help:"List, check and export the audit log."`
+	Backup      backupCmd      `cmd:"" help:"Copy the database of a server, consistent while it serves."`
 	Nodes       nodesCmd       `cmd:"" help:"List the nodes that serve, and how far each is."`
 	Doctor      doctorCmd      `cmd:"" help:"Check a running server and its settings."`
 	Healthcheck healthcheckCmd `cmd:"" help:"Ask whether a server is ready; the exit code answers."`
@@ -52,9 +48,16 @@ type commands struct {
 	Version     versionCmd     `cmd:"" help:"Print the version."`
 }
 
-// run is the program without the process around it. env has the form of os.Environ.
-func run(ctx context.Context, args, env []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
+// run is runWith where no signal is of interest.
+func run(ctx context.Context, args, env []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	return runWith(ctx, nil, args, env, stdin, stdout, stderr)
+}
+
+// runWith is the program without the process around it. env has the form of os.Environ.
+func runWith(ctx context.Context, hangups chan os.Signal, args, env []string, stdin io.Reader, stdout, stderr io.Writer) (code int) {
 	t := newTerminal(env, stdin, stdout, stderr)
+	t.hangups = hangups
+	defer t.flush() // after the line of the error
 	defer func() {
 		if thrown := recover(); thrown != nil {
 			exit, ok := thrown.(parserExit)
@@ -67,6 +70,11 @@ func run(ctx context.Context, args, env []string, stdin io.Reader, stdout, stder
 	parsed, err := parse(ctx, new(commands), args, t)
 	if err != nil {
 		return t.fail(err)
+	}
+	if parsed.Command() != "serve" {
+		ending, cancel := endOnHangup(ctx, hangups)
+		defer cancel()
+		parsed.BindTo(ending, (*context.Context)(nil))
 	}
 	return t.fail(parsed.Run())
 }

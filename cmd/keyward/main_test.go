@@ -65,7 +65,7 @@ func TestR4Help(t *testing.T) {
 	_, all, _ := command(t, []string{"--help"}, nil, "")
 	for _, name := range []string{
 		"dev", "serve", "migrate", "master-key new", "master-key rotate", "credential new", "org set", "org get", "org list", "verify",
-		"audit list", "audit verify", "audit export", "nodes", "doctor", "healthcheck", "token", "version",
+		"audit list", "audit verify", "audit export", "backup", "nodes", "doctor", "healthcheck", "token", "version",
 	} {
 		t.Run(name, func(t *testing.T) {
 			if !strings.Contains(all, "  "+name+" ") {

@@ -72,6 +72,7 @@ type node struct {
 	prober   *probe.Prober // nil = none
 
 	listeners []*listener
+	reloads   reloads // what SIGHUP re-reads
 
 	// notify, when set, is told how the node is, in the words of sd_notify.
 	notify func(state string)

@@ -1,6 +1,9 @@
 package main
 
-import "net"
+import (
+	"net"
+	"time"
+)
 
 // notifier tells systemd how a service of Type=notify is (sd_notify(3)). Without the variable
 // NOTIFY_SOCKET it does nothing.
@@ -21,9 +24,13 @@ func newNotifier(env []string) notifier {
 	return notifier{conn}
 }
 
+// notifyTime bounds the wait for a service manager that does not read.
+const notifyTime = time.Second
+
 // send passes on a state. A message that is lost does no harm: systemd waits, or has ended.
 func (n notifier) send(state string) {
 	if n.conn != nil {
+		_ = n.conn.SetWriteDeadline(time.Now().Add(notifyTime))
 		_, _ = n.conn.Write([]byte(state))
 	}
 }

@@ -24,7 +24,8 @@ type operations struct {
 	masterKeyFile string
 	logger        *slog.Logger
 
-	rotating sync.Mutex
+	rotating  sync.Mutex
+	backingUp sync.Mutex
 }
 
 // Audit implements server.Operations.

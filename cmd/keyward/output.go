@@ -5,11 +5,15 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/syncgram/keyward/internal/logsink"
 )
 
 // terminal is where a command reads and writes, and what it was started with.
@@ -19,6 +23,9 @@ type terminal struct {
 	env      []string
 	color    bool // of out
 	live     bool // err is a terminal: progress may be drawn on it
+
+	hangups  chan os.Signal // SIGHUP; nil where it is ignored
+	detached []*logsink.Sink
 }
 
 func newTerminal(env []string, in io.Reader, out, err io.Writer) *terminal {
@@ -29,6 +36,29 @@ func newTerminal(env []string, in io.Reader, out, err io.Writer) *terminal {
 		color: isTerminal(out) && noColor == "" && kind != "dumb",
 		live:  isTerminal(err) && kind != "dumb",
 	}
+}
+
+// detach makes out and err wait for no reader any more, and SIGPIPE end nothing: for a command that
+// serves (R12). It returns the sink of err.
+func (t *terminal) detach() *logsink.Sink {
+	// Notify rather than Ignore, which child processes would inherit. Nobody reads the channel.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	out, log := logsink.New(t.out), logsink.New(t.err)
+	t.out, t.err = out, log
+	t.detached = append(t.detached, out, log)
+	return log
+}
+
+// flushTime bounds the wait for the readers of a process that ends.
+const flushTime = 2 * time.Second
+
+// flush writes what detached writers still hold, for as long as flushTime.
+func (t *terminal) flush() {
+	var flushing sync.WaitGroup
+	for _, s := range t.detached {
+		flushing.Go(func() { s.Close(flushTime) })
+	}
+	flushing.Wait()
 }
 
 func isTerminal(w io.Writer) bool {

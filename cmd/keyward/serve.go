@@ -8,14 +8,16 @@ import (
 	"log/slog"
 	"net/url"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
+	"google.golang.org/grpc/grpclog"
+
 	"github.com/syncgram/keyward/internal/access"
 	"github.com/syncgram/keyward/internal/identity"
+	"github.com/syncgram/keyward/internal/logsink"
 	"github.com/syncgram/keyward/internal/reload"
 	"github.com/syncgram/keyward/internal/seal"
 	"github.com/syncgram/keyward/internal/secretfile"
@@ -158,31 +160,44 @@ const minJWKSMaxAge = time.Minute
 
 // Run serves until ctx ends.
 func (c *serveCmd) Run(ctx context.Context, t *terminal) error {
-	hangups := catchHangups() // before anything can fail or take time: SIGHUP ends no server
-	defer signal.Stop(hangups)
-	logger := c.logger(t.err)
+	log := t.detach()
+	logger := c.logger(log)
 	n, err := c.node(ctx, logger)
 	if err != nil {
 		return err
 	}
 	defer n.close()
+	captureLogs(logger)
+	n.metrics.WatchLog(log.Dropped)
+	n.reloads.add(func(context.Context) { n.cfg.files.All() })
+	n.reloads.add(func(context.Context) { n.cfg.authenticator.Reload() })
+	go n.reloads.run(ctx, t.hangups, logger)
 	notifier := newNotifier(t.env)
 	defer notifier.close()
 	n.notify = notifier.send
-	defer n.rereadOn(hangups)()
 	return n.run(ctx)
 }
 
-func (c *serveCmd) logger(w io.Writer) *slog.Logger {
+// logger returns a logger that never waits for the log's reader (R12).
+func (c *serveCmd) logger(log *logsink.Sink) *slog.Logger {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		panic(err) // kong checked the word
 	}
 	o := &slog.HandlerOptions{Level: level}
-	if c.LogFormat == "text" {
-		return slog.New(slog.NewTextHandler(w, o))
-	}
-	return slog.New(slog.NewJSONHandler(w, o))
+	return slog.New(log.Handler(func(w io.Writer) slog.Handler {
+		if c.LogFormat == "text" {
+			return slog.NewTextHandler(w, o)
+		}
+		return slog.NewJSONHandler(w, o)
+	}))
+}
+
+// captureLogs sends what libraries log to the process's standard error through logger.
+func captureLogs(logger *slog.Logger) {
+	slog.SetDefault(logger) // package log too
+	errors := slog.NewLogLogger(logger.Handler(), slog.LevelError).Writer()
+	grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, errors))
 }
 
 // check finds what is wrong with the settings taken together, before any file is read.

@@ -206,16 +206,13 @@ func TestR5WrongMasterKey(t *testing.T) {
 // and ends with 0, on both databases.
 func TestR5Stop(t *testing.T) {
 	sqlite := func(*testing.T) string { return "" }
-	for name, test := range map[string]struct {
-		url    func(*testing.T) string
-		signal syscall.Signal
-	}{
-		"sqlite":   {sqlite, syscall.SIGTERM},
-		"postgres": {func(t *testing.T) string { return pgtest.URL(t) }, syscall.SIGTERM},
+	for name, url := range map[string]func(*testing.T) string{
+		"sqlite":   sqlite,
+		"postgres": func(t *testing.T) string { return pgtest.URL(t) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			o := keywardtest.Options{DatabaseURL: test.url(t), Flags: []string{"--lease=60s"}}
+			o := keywardtest.Options{DatabaseURL: url(t), Flags: []string{"--lease=60s"}}
 			p := keywardtest.Start(t, o)
 			k := create(t, p, "ann", "org_a")
 			before := time.Now().Truncate(time.Second)
@@ -236,7 +233,7 @@ func TestR5Stop(t *testing.T) {
 			if line, err := answer.ReadString('\n'); err != nil || !strings.Contains(line, "100 Continue") {
 				t.Fatalf("%q, %v", line, err)
 			}
-			p.Signal(t, test.signal)
+			p.Signal(t, syscall.SIGTERM)
 			p.WaitLog(t, `"msg":"stopping"`)
 			if err := keywardtest.Poll(func() bool {
 				c, err := net.Dial("tcp", strings.TrimPrefix(p.Public, "http://"))

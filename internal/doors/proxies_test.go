@@ -166,6 +166,7 @@ var caddyProgram = sync.OnceValues(func() (string, error) {
 	var failure bytes.Buffer
 	cmd := exec.Command("go", "tool", "-modfile=tools/caddy/go.mod", "-n", "caddy")
 	cmd.Dir, cmd.Stderr = "../..", &failure
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0") // as test.sh builds it
 	out, err := cmd.Output()
 	if err != nil {
 		_, _ = failure.WriteTo(os.Stderr) // why it was not built

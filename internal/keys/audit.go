@@ -16,6 +16,7 @@ const (
 	ActList            Action = "key.list" // refusals only: a list changes nothing
 	ActPutOrganization Action = "organization.put"
 	ActReseal          Action = "master_key.reseal"
+	ActBackup          Action = "database.backup"
 	ActProbeMint       Action = "probe.mint"
 	ActProbeEnd        Action = "probe.end"
 	ActUseCredential   Action = "credential.use" // denials only: a credential without the scope (O5)

@@ -101,6 +101,9 @@ type Options struct {
 	Tags string
 	// Overlay is what the binary is built with, as defect.Overlay makes it; empty = the source as it stands.
 	Overlay string
+	// Stdout and Stderr are handed to the process, such as the write end of a pipe; nil = the
+	// output is collected. With Stderr use Run: Start waits for what it collects.
+	Stdout, Stderr *os.File
 	// Stdin is what the process reads.
 	Stdin io.Reader
 	// NotReady returns from Start once the listeners are there, without waiting for readiness.
@@ -192,6 +195,12 @@ func Run(tb testing.TB, o Options) *Process {
 	p.cmd.Env = append(cleanEnv(), o.Env...)
 	p.cmd.Stdin = o.Stdin
 	p.cmd.Stdout, p.cmd.Stderr = p.stdout, p.stderr
+	if o.Stdout != nil {
+		p.cmd.Stdout = o.Stdout
+	}
+	if o.Stderr != nil {
+		p.cmd.Stderr = o.Stderr
+	}
 	p.cmd.SysProcAttr = DieWithParent(syscall.SIGKILL)
 	if err := p.cmd.Start(); err != nil {
 		tb.Fatal(err)

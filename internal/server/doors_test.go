@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -697,6 +698,11 @@ func TestOperations(t *testing.T) {
 	if got := p.do(ask{method: "POST", url: p.admin + "/v1/master-key/rotate"}); got.status != 200 {
 		t.Errorf("rotate: %d %s", got.status, got.body)
 	}
+	backup := p.do(ask{method: "POST", url: p.admin + "/v1/backup"})
+	if backup.status != 200 || !strings.HasPrefix(backup.body, "SQLite format 3\x00") ||
+		backup.header.Get("Content-Length") != strconv.Itoa(len(backup.body)) {
+		t.Errorf("backup: %d, %d bytes, %v", backup.status, len(backup.body), backup.header)
+	}
 	status := decode[api.Status](t, p.do(ask{method: "GET", url: p.admin + "/v1/status"}).body)
 	if status.Version != "test" || status.Database != "sqlite" || status.Keys < 6 || status.Revision == 0 || len(status.Checks) < 3 || status.Checks[0].Status != "ok" {
 		t.Errorf("status: %+v", status)
@@ -715,6 +721,7 @@ func TestOperationsAway(t *testing.T) {
 		{method: "GET", url: f.admin + "/v1/audit"},
 		{method: "POST", url: f.admin + "/v1/audit/verify"},
 		{method: "POST", url: f.admin + "/v1/master-key/rotate"},
+		{method: "POST", url: f.admin + "/v1/backup"},
 		{method: "GET", url: f.admin + "/v1/nodes"},
 	} {
 		got := f.do(r)

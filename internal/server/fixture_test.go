@@ -426,6 +426,10 @@ func (o operationsOf) Rotate(ctx context.Context, _ keys.Operator) (api.Reseal, 
 	return api.Reseal{MasterKeyID: "current", RowsResealed: r.Keys + r.Organizations, AuditResealed: r.AuditEntries}, err
 }
 
+func (o operationsOf) Backup(ctx context.Context, _ keys.Operator) (Backup, error) {
+	return o.store.Backup(ctx)
+}
+
 func (o operationsOf) Checks(ctx context.Context) ([]api.Check, error) {
 	found, err := o.store.Durability(ctx)
 	var checks []api.Check
@@ -463,6 +467,9 @@ func (brokenOperations) VerifyAudit(context.Context) (keys.AuditReport, error) {
 }
 func (brokenOperations) Rotate(context.Context, keys.Operator) (api.Reseal, error) {
 	return api.Reseal{}, errBroken
+}
+func (brokenOperations) Backup(context.Context, keys.Operator) (Backup, error) {
+	return nil, errBroken
 }
 func (brokenOperations) Checks(context.Context) ([]api.Check, error) { return nil, errBroken }
 func (brokenOperations) Nodes(context.Context) (api.NodeList, error) {

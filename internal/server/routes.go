@@ -94,6 +94,7 @@ func (s *Server) routes() []route {
 		{listener: admin, method: "GET", pattern: "/v1/audit", auth: bearer, scope: access.Read, query: []string{"after", "limit", "organization_id", "target_id"}, endpoint: handle(s, readAudit, s.listAudit)},
 		{listener: admin, method: "POST", pattern: "/v1/audit/verify", auth: bearer, scope: access.Operate, query: anyQuery, endpoint: s.long(handle(s, readNothing, s.verifyAudit))},
 		{listener: admin, method: "POST", pattern: "/v1/master-key/rotate", auth: bearer, scope: access.Operate, query: anyQuery, endpoint: s.long(handle(s, readNothing, s.rotate))},
+		{listener: admin, method: "POST", pattern: "/v1/backup", auth: bearer, scope: access.Operate, query: anyQuery, endpoint: s.long(s.backup)},
 		{listener: admin, method: "GET", pattern: "/v1/status", auth: bearer, scope: access.Read, query: anyQuery, endpoint: handle(s, readNothing, s.status)},
 		{listener: admin, method: "GET", pattern: "/v1/nodes", auth: bearer, scope: access.Read, query: anyQuery, endpoint: handle(s, readNothing, s.nodes)},
 		{listener: admin, method: "GET", pattern: "/metrics", auth: bearer, scope: access.Read, query: anyQuery, quiet: true, endpoint: s.metrics()},

@@ -75,6 +75,9 @@ type Operations interface {
 	// Rotate reads the master key file again and seals everything anew under its current key; it may
 	// take minutes, and repeating it is safe. op is for the audit log.
 	Rotate(ctx context.Context, op keys.Operator) (api.Reseal, error)
+	// Backup begins a consistent copy of the database, which the caller closes; ctx bounds it. op is
+	// for the audit log.
+	Backup(ctx context.Context, op keys.Operator) (Backup, error)
 	// Checks reports the settings that the promises rest on.
 	Checks(ctx context.Context) ([]api.Check, error)
 	// Nodes lists the serving nodes, this one among them.

@@ -520,6 +520,28 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/backup": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Back up the database
+         * @description Answers with the SQLite database file as it is at one moment, while writes and verification continue. It holds every write that
+         *     was answered before, and an audit entry of the backup itself. An answer shorter than its Content-Length broke off. One backup
+         *     runs at a time. With PostgreSQL the answer is 400, and says what to run. `keyward backup` calls it and checks the copy.
+         */
+        post: operations["backUp"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/status": {
         parameters: {
             query?: never;
@@ -902,7 +924,7 @@ export interface components {
              * @description What was done.
              * @enum {string}
              */
-            action: "key.create" | "key.expire" | "key.revoke" | "key.roll" | "key.replay" | "key.list" | "organization.put" | "master_key.reseal" | "probe.mint" | "probe.end";
+            action: "key.create" | "key.expire" | "key.revoke" | "key.roll" | "key.replay" | "key.list" | "organization.put" | "master_key.reseal" | "database.backup" | "probe.mint" | "probe.end";
             /** @description The organization concerned. */
             organization_id?: string;
             /** @description The key or organization acted on. */
@@ -3139,6 +3161,36 @@ export interface operations {
                     "application/json": components["schemas"]["Reseal"];
                 };
             };
+            401: components["responses"]["InternalUnauthorized"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    backUp: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The database file. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Cache-Control": components["headers"]["No-Store"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/vnd.sqlite3": string;
+                };
+            };
+            400: components["responses"]["InvalidRequest"];
             401: components["responses"]["InternalUnauthorized"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
