@@ -401,8 +401,8 @@ export interface paths {
          * @description RFC 7662, for gateways and frameworks that speak it. Whatever is wrong with a secret, the answer is `{"active":false}` and
          *     nothing more.
          *
-         *     The caller sends an internal token as a bearer token, or authenticates as an OAuth client by `client_secret_basic`: any client id, and
-         *     an internal token as its secret.
+         *     The caller sends the token of its credential as a bearer token, or authenticates as an OAuth
+         *     client by `client_secret_basic`: any client id, and the token as its secret.
          */
         post: operations["introspect"];
         delete?: never;
@@ -896,13 +896,13 @@ export interface components {
             sequence: number;
             /** @description When. */
             at: components["schemas"]["Time"];
-            /** @description The user, `operator` for an act on the verification listener, or `keyward` for what it does by itself. */
+            /** @description The user; `operator:NAME` for an act with the credential of that name, `operator` where there are no credentials; the subject of a client certificate; or `keyward` for what Keyward does by itself. */
             actor: string;
             /**
              * @description What was done.
              * @enum {string}
              */
-            action: "key.create" | "key.expire" | "key.revoke" | "key.roll" | "key.replay" | "key.list" | "organization.put" | "master_key.reseal" | "probe.mint" | "probe.end";
+            action: "key.create" | "key.expire" | "key.revoke" | "key.roll" | "key.replay" | "key.list" | "organization.put" | "master_key.reseal" | "probe.mint" | "probe.end" | "credential.use";
             /** @description The organization concerned. */
             organization_id?: string;
             /** @description The key or organization acted on. */
@@ -1151,7 +1151,7 @@ export interface components {
                 };
             };
         };
-        /** @description The internal token is missing or not acceptable. */
+        /** @description The credential is missing or not acceptable. */
         InternalUnauthorized: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -1168,7 +1168,23 @@ export interface components {
                 };
             };
         };
-        /** @description The secret is not accepted. The answer does not say why. Or the proxy itself lacks the internal token. */
+        /** @description The credential lacks the scope that the route needs. On the admin listener also a request that a web page of another site makes a browser send, or one under a host name that is not the listener's. */
+        CallerForbidden: {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                "Cache-Control": components["headers"]["No-Store"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"] & {
+                    /** @constant */
+                    status?: 403;
+                    /** @constant */
+                    code?: "forbidden";
+                };
+            };
+        };
+        /** @description The secret is not accepted. The answer does not say why. Or the proxy itself lacks its credential. */
         SecretUnauthorized: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -1202,7 +1218,7 @@ export interface components {
                 };
             };
         };
-        /** @description The connected account is not one of the key's organization. With `mode=nginx`, everything else that is neither `200` nor `401` too. */
+        /** @description The connected account is not one of the key's organization, or the proxy's credential lacks the scope `verify`. With `mode=nginx`, everything else that is neither `200` nor `401` too. */
         AuthorizeForbidden: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -1216,7 +1232,7 @@ export interface components {
                     /** @constant */
                     status?: 403;
                     /** @enum {unknown} */
-                    code?: "connected_account" | "invalid_request" | "headers_too_large" | "internal" | "unavailable";
+                    code?: "connected_account" | "forbidden" | "invalid_request" | "headers_too_large" | "internal" | "unavailable";
                 };
             };
         };
@@ -1966,6 +1982,7 @@ export interface operations {
             };
             400: components["responses"]["InvalidRequest"];
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
             413: components["responses"]["BodyTooLarge"];
             415: components["responses"]["UnsupportedMediaType"];
             431: components["responses"]["HeadersTooLarge"];
@@ -2843,6 +2860,7 @@ export interface operations {
             };
             400: components["responses"]["InvalidRequest"];
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
             413: components["responses"]["BodyTooLarge"];
             415: components["responses"]["UnsupportedMediaType"];
             431: components["responses"]["HeadersTooLarge"];
@@ -2898,6 +2916,7 @@ export interface operations {
             };
             400: components["responses"]["InvalidRequest"];
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
             503: components["responses"]["Unavailable"];
@@ -2942,6 +2961,7 @@ export interface operations {
                 };
             };
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
             404: components["responses"]["OrganizationNotFound"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
@@ -3000,6 +3020,7 @@ export interface operations {
             };
             400: components["responses"]["InvalidRequest"];
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
             413: components["responses"]["BodyTooLarge"];
             415: components["responses"]["UnsupportedMediaType"];
             431: components["responses"]["HeadersTooLarge"];
@@ -3062,6 +3083,7 @@ export interface operations {
             };
             400: components["responses"]["InvalidRequest"];
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
             503: components["responses"]["Unavailable"];
@@ -3100,6 +3122,8 @@ export interface operations {
                 };
             };
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
+            415: components["responses"]["UnsupportedMediaType"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
             503: components["responses"]["Unavailable"];
@@ -3140,6 +3164,8 @@ export interface operations {
                 };
             };
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
+            415: components["responses"]["UnsupportedMediaType"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
             503: components["responses"]["Unavailable"];
@@ -3184,6 +3210,7 @@ export interface operations {
                 };
             };
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
             503: components["responses"]["Unavailable"];
@@ -3231,6 +3258,7 @@ export interface operations {
                 };
             };
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
             503: components["responses"]["Unavailable"];
@@ -3287,6 +3315,7 @@ export interface operations {
                     "text/plain": string;
                 };
             };
+            403: components["responses"]["CallerForbidden"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
         };
@@ -3314,6 +3343,7 @@ export interface operations {
                     "text/plain": string;
                 };
             };
+            403: components["responses"]["CallerForbidden"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
             503: components["responses"]["Unavailable"];
@@ -3343,6 +3373,7 @@ export interface operations {
                 };
             };
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
         };
