@@ -191,7 +191,7 @@ func testLimits(t *testing.T, p *platform, k key) {
 			"another path":              {"/v1/other", "", bearer(k.Key).header, []int{404}, ""},
 			"a path that begins alike":  {"/v1/paymentsx", "", nil, []int{401, 404}, ""},
 			"the question":              {"/_keyward", "", bearer(k.Key).header, []int{404}, ""},
-			"the verification listener":     {"/v1/authorize", "", bearer(k.Key).header, []int{404}, ""},
+			"the verification listener": {"/v1/authorize", "", bearer(k.Key).header, []int{404}, ""},
 			"a path around the door":    {"/v1/payments/../../v1/organizations", "", bearer(k.Key).header, []int{400}, ""},
 			"dots":                      {"/v1/payouts/../payments", "", bearer(k.Key).header, []int{400}, "/v1/payments"},
 			"dots at the end":           {"/v1/payments/x/..", "", bearer(k.Key).header, []int{400}, "/v1/payments"},
