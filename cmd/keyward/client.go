@@ -66,14 +66,14 @@ func (c *connection) open() (*client, error) {
 }
 
 // open returns a client of the verification listener.
-func (c *verifyConnection) open() (*client, error) {
-	return c.client("--verify-server (KEYWARD_VERIFY_SERVER)", c.VerifyServer, c.VerifyListen, needVerify)
+func (c *verifyConnection) open(need func(method string) access.Scope) (*client, error) {
+	return c.client("--verify-server (KEYWARD_VERIFY_SERVER)", c.VerifyServer, c.VerifyListen, need)
 }
 
 func needVerify(string) access.Scope { return access.Verify }
 
 // client returns a client of the listener at a URL, which a flag gave, or else where the server's
-// settings say.
+// settings say. need is the scope that a method needs; nil = no credential is read or sent.
 func (r *reach) client(flag, address string, listen listenAddress, need func(method string) access.Scope) (*client, error) {
 	here := address == ""
 	if here {
@@ -123,6 +123,9 @@ func (r *reach) here(listen listenAddress) (string, error) {
 // file has in plain.
 func (r *reach) tokens(need func(method string) access.Scope) (func(method string) string, error) {
 	const own = "--credential-file (KEYWARD_CREDENTIAL_FILE)"
+	if need == nil {
+		return func(string) string { return "" }, nil
+	}
 	if r.CredentialFile != "" {
 		data, _, err := readSecretFile(r.CredentialFile)
 		if err != nil {

@@ -124,9 +124,6 @@ func TestO5CredentialsFile(t *testing.T) {
 			t.Error("the log holds a token")
 		}
 	}
-	if code := p.Stop(t); code != 0 {
-		t.Errorf("exit code %d", code)
-	}
 }
 
 // issueNamed returns a client certificate with a subject, and its key, in PEM.
@@ -237,9 +234,6 @@ func TestO5ClientCertificates(t *testing.T) {
 	if code != 0 || !regexp.MustCompile(`CN=ops,O=Acme +organization.put`).MatchString(out) || !strings.Contains(out, "operator:ann") || !regexp.MustCompile(`CN=envoy +credential.use`).MatchString(out) {
 		t.Errorf("audit list: %d\n%s%s", code, out, stderr)
 	}
-	if code := p.Stop(t); code != 0 {
-		t.Errorf("exit code %d", code)
-	}
 }
 
 // Item 17: started with the server's own settings and no flag, every command finds the server, with
@@ -274,6 +268,9 @@ func TestR4CommandsShareTheSettings(t *testing.T) {
 			}, tt.env...)
 			if code, out, stderr := command(t, []string{"healthcheck"}, env, ""); code != 0 {
 				t.Errorf("healthcheck: %d %s%s", code, out, stderr)
+			}
+			if code, out, stderr := command(t, []string{"healthcheck", "--credentials-file", "missing"}, env, ""); code != 0 {
+				t.Errorf("healthcheck without the file: %d %s%s", code, out, stderr)
 			}
 			if code, out, stderr := command(t, []string{"nodes"}, env, ""); code != tt.status {
 				t.Errorf("nodes: %d %s%s", code, out, stderr)

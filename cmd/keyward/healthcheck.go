@@ -23,7 +23,7 @@ Example, in a container's definition:
 
 // Run asks once.
 func (c *healthcheckCmd) Run(ctx context.Context, t *terminal) error {
-	cl, err := c.verifyConnection.open()
+	cl, err := c.verifyConnection.open(nil) // readiness needs no credential, not even one that can be read
 	if err != nil {
 		return err
 	}

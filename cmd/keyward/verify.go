@@ -38,7 +38,7 @@ func (c *verifyCmd) Run(ctx context.Context, t *terminal) error {
 	if len(c.Extra) > 0 {
 		return wrong("the secret is read from the standard input, never from the command line: keyward verify < secret.txt")
 	}
-	cl, err := c.verifyConnection.open()
+	cl, err := c.verifyConnection.open(needVerify)
 	if err != nil {
 		return err
 	}

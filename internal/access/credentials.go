@@ -183,7 +183,7 @@ func (c Credentials) token(token string) (Caller, bool) {
 // certificate is the caller with a client certificate of the deployment's authorities. Without a
 // line for its subject it may verify: that is what a proxy needs, and nothing administers with it.
 func (c Credentials) certificate(cert *x509.Certificate) Caller {
-	caller := Caller{subject: subjectOf(cert), Scopes: Verify}
+	caller := Caller{cert: cert, Scopes: Verify}
 	for _, k := range c.list {
 		if k.Subject == "" {
 			continue

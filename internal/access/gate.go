@@ -15,15 +15,15 @@ import (
 type Caller struct {
 	Scopes Scope
 
-	name    string // of the credential
-	subject string // of the client certificate
+	name string            // of the credential
+	cert *x509.Certificate // or the client certificate
 }
 
 // Actor is the caller in the audit log (O5).
 func (c Caller) Actor() string {
 	switch {
-	case c.subject != "":
-		return c.subject
+	case c.cert != nil:
+		return subjectOf(c.cert)
 	case c.name != "":
 		return keys.OperatorActor + ":" + c.name
 	}

@@ -401,8 +401,8 @@ export interface paths {
          * @description RFC 7662, for gateways and frameworks that speak it. Whatever is wrong with a secret, the answer is `{"active":false}` and
          *     nothing more.
          *
-         *     The caller sends an internal token as a bearer token, or authenticates as an OAuth client by `client_secret_basic`: any client id, and
-         *     an internal token as its secret.
+         *     The caller sends the token of its credential as a bearer token, or authenticates as an OAuth
+         *     client by `client_secret_basic`: any client id, and the token as its secret.
          */
         post: operations["introspect"];
         delete?: never;
@@ -918,7 +918,7 @@ export interface components {
             sequence: number;
             /** @description When. */
             at: components["schemas"]["Time"];
-            /** @description The user, `operator` for an act on the verification listener, or `keyward` for what it does by itself. */
+            /** @description The user; `operator:NAME` for an act with the credential of that name, `operator` where there are no credentials; the subject of a client certificate; or `keyward` for what Keyward does by itself. */
             actor: string;
             /**
              * @description What was done.
@@ -1173,7 +1173,7 @@ export interface components {
                 };
             };
         };
-        /** @description The internal token is missing or not acceptable. */
+        /** @description The credential is missing or not acceptable. */
         InternalUnauthorized: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -1190,7 +1190,23 @@ export interface components {
                 };
             };
         };
-        /** @description The secret is not accepted. The answer does not say why. Or the proxy itself lacks the internal token. */
+        /** @description The credential lacks the scope that the route needs. On the admin listener also a request that a web page of another site makes a browser send, or one under a host name that is not the listener's. */
+        CallerForbidden: {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                "Cache-Control": components["headers"]["No-Store"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"] & {
+                    /** @constant */
+                    status?: 403;
+                    /** @constant */
+                    code?: "forbidden";
+                };
+            };
+        };
+        /** @description The secret is not accepted. The answer does not say why. Or the proxy itself lacks its credential. */
         SecretUnauthorized: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -1224,7 +1240,7 @@ export interface components {
                 };
             };
         };
-        /** @description The connected account is not one of the key's organization. With `mode=nginx`, everything else that is neither `200` nor `401` too. */
+        /** @description The connected account is not one of the key's organization, or the proxy's credential lacks the scope `verify`. With `mode=nginx`, everything else that is neither `200` nor `401` too. */
         AuthorizeForbidden: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -1238,7 +1254,7 @@ export interface components {
                     /** @constant */
                     status?: 403;
                     /** @enum {unknown} */
-                    code?: "connected_account" | "invalid_request" | "headers_too_large" | "internal" | "unavailable";
+                    code?: "connected_account" | "forbidden" | "invalid_request" | "headers_too_large" | "internal" | "unavailable";
                 };
             };
         };
@@ -1988,6 +2004,7 @@ export interface operations {
             };
             400: components["responses"]["InvalidRequest"];
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
             413: components["responses"]["BodyTooLarge"];
             415: components["responses"]["UnsupportedMediaType"];
             431: components["responses"]["HeadersTooLarge"];
@@ -2865,6 +2882,7 @@ export interface operations {
             };
             400: components["responses"]["InvalidRequest"];
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
             413: components["responses"]["BodyTooLarge"];
             415: components["responses"]["UnsupportedMediaType"];
             431: components["responses"]["HeadersTooLarge"];
@@ -2920,6 +2938,7 @@ export interface operations {
             };
             400: components["responses"]["InvalidRequest"];
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
             503: components["responses"]["Unavailable"];
@@ -2964,6 +2983,7 @@ export interface operations {
                 };
             };
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
             404: components["responses"]["OrganizationNotFound"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
@@ -3022,6 +3042,7 @@ export interface operations {
             };
             400: components["responses"]["InvalidRequest"];
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
             413: components["responses"]["BodyTooLarge"];
             415: components["responses"]["UnsupportedMediaType"];
             431: components["responses"]["HeadersTooLarge"];
@@ -3084,6 +3105,7 @@ export interface operations {
             };
             400: components["responses"]["InvalidRequest"];
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
             503: components["responses"]["Unavailable"];
@@ -3122,6 +3144,8 @@ export interface operations {
                 };
             };
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
+            415: components["responses"]["UnsupportedMediaType"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
             503: components["responses"]["Unavailable"];
@@ -3162,6 +3186,8 @@ export interface operations {
                 };
             };
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
+            415: components["responses"]["UnsupportedMediaType"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
             503: components["responses"]["Unavailable"];
@@ -3236,6 +3262,7 @@ export interface operations {
                 };
             };
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
             503: components["responses"]["Unavailable"];
@@ -3283,6 +3310,7 @@ export interface operations {
                 };
             };
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
             503: components["responses"]["Unavailable"];
@@ -3339,6 +3367,7 @@ export interface operations {
                     "text/plain": string;
                 };
             };
+            403: components["responses"]["CallerForbidden"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
         };
@@ -3366,6 +3395,7 @@ export interface operations {
                     "text/plain": string;
                 };
             };
+            403: components["responses"]["CallerForbidden"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
             503: components["responses"]["Unavailable"];
@@ -3395,6 +3425,7 @@ export interface operations {
                 };
             };
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
         };
