@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/syncgram/keyward/internal/seal"
 	"github.com/syncgram/keyward/token"
 )
 
@@ -134,15 +135,33 @@ type Node struct {
 	Address string // where the internal listener is reached
 	Version string
 	Lease   time.Duration // how long a renewal lasts here; a writer waits for the longest
+
+	// The store sets these when it registers the node and when the node's keys change.
+	DatabaseID string
+	MasterKeys []seal.KeyFingerprint // of the keys it has; nil = a program of an older version, which does not say
 }
 
-// Sealed returns the bytes the seal of a node's row covers: what the node says of itself. Other nodes show its address their
-// internal token, so they ask only where a row is sealed.
+// Sealed returns the bytes that the MAC of a node's row covers: what the node says of itself, and in which database. So a
+// row of another database, whose addresses may be other machines' by now, is not authentic here.
 func (n *Node) Sealed() []byte {
 	var b sealedBytes
-	b.text(n.ID, n.Address, n.Version)
+	b.text(n.DatabaseID, n.ID, n.Address, n.Version)
 	b.number(n.Lease.Microseconds())
+	for _, k := range n.MasterKeys {
+		b.text(k.ID, k.Fingerprint)
+	}
 	return b
+}
+
+// HasMasterKey reports whether the node says that it has the key with that fingerprint, and other whether it has another key
+// under the same id.
+func (n *Node) HasMasterKey(id, fingerprint string) (has, other bool) {
+	for _, k := range n.MasterKeys {
+		if k.ID == id {
+			return k.Fingerprint == fingerprint, k.Fingerprint != fingerprint
+		}
+	}
+	return false, false
 }
 
 // ServingNode is a node's row as another node sees it.
@@ -151,7 +170,8 @@ type ServingNode struct {
 	Protocol   int
 	Applied    int64 // the revision it acknowledged last; -1 = none yet
 	RenewedAgo time.Duration
-	Genuine    bool // the seal over what the node says of itself holds
+	Genuine    bool // the MAC over what the node says of itself holds
+	Undecided  bool // whether it holds cannot be decided: it is under a master key that this node does not have
 }
 
 // LeaseProtocol is the version of the lease protocol this program speaks. A database says which is the oldest that may serve,

@@ -187,13 +187,22 @@ func (s *Store) putUses(ctx context.Context, uses []keys.Use) error {
 
 // Register implements keys.Feed.
 func (s *Store) Register(ctx context.Context, n keys.Node) error {
-	if s.nodes != nil {
-		return s.nodes.register(n)
+	sl, err := s.sealNode(ctx, &n)
+	if err != nil {
+		return err
 	}
-	sl := s.ring.SealRow(keys.KindNode, n.Sealed())
-	added, err := s.write(ctx, s.lease, registerNode, n.ID, n.Address, n.Version, keys.LeaseProtocol, n.Lease.Microseconds(), sl.KeyID, sl.MAC)
-	if err == nil && added == 0 {
-		err = keys.ErrOutdated
+	if s.nodes != nil {
+		err = s.nodes.register(n)
+	} else {
+		var added int64
+		added, err = s.write(ctx, s.lease, registerNode, n.ID, n.Address, n.Version, keys.LeaseProtocol, n.Lease.Microseconds(),
+			sl.KeyID, sl.MAC, keysColumn(n.MasterKeys))
+		if err == nil && added == 0 {
+			err = keys.ErrOutdated
+		}
+	}
+	if err == nil {
+		s.advertised.set(&n, sl.KeyID)
 	}
 	return err
 }
@@ -220,8 +229,16 @@ func (s *Store) Renew(ctx context.Context, nodeID string, applied keys.Mark) (r 
 	}
 	if !renewed {
 		var acknowledged, revision, protocol int64
-		if err := s.lease.QueryRowContext(ctx, nodeState, nodeID).Scan(&acknowledged, &revision, &protocol, &settled, &r.Timeline); err != nil {
+		var has, signing string
+		if err := s.lease.QueryRowContext(ctx, nodeState, nodeID).
+			Scan(&acknowledged, &revision, &protocol, &settled, &r.Timeline, &has, &signing); err != nil {
 			return keys.Renewal{Outcome: keys.Fenced}, err
+		}
+		if acknowledged != noRow && !columnHas(has, signing) {
+			// No lease for a node that says it lacks the database's key. By now it may have it.
+			if err := s.advertise(ctx); err != nil {
+				return keys.Renewal{Outcome: keys.Fenced}, err
+			}
 		}
 		switch {
 		case protocol > keys.LeaseProtocol:

@@ -40,7 +40,11 @@ func (s *Store) Snapshot(ctx context.Context, v keys.Visitor) (mark keys.Mark, e
 			if err != nil {
 				return err
 			}
-			return v.Organization(s.organizationFromRow(&r, !wrong[target{keys.KindOrganization, r.ID}]))
+			o, err := s.organizationFromRow(&r, !wrong[target{keys.KindOrganization, r.ID}])
+			if err != nil {
+				return err
+			}
+			return v.Organization(o)
 		})
 		if err != nil {
 			return err
@@ -63,7 +67,11 @@ func (s *Store) Snapshot(ctx context.Context, v keys.Visitor) (mark keys.Mark, e
 			if err != nil {
 				return err
 			}
-			return v.Key(s.keyFromRow(&r, !wrong[target{keys.KindKey, r.ID}]))
+			k, err := s.keyFromRow(&r, !wrong[target{keys.KindKey, r.ID}])
+			if err != nil {
+				return err
+			}
+			return v.Key(k)
 		})
 	})
 	if err != nil {

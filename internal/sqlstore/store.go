@@ -62,6 +62,7 @@ type Store struct {
 	log        *slog.Logger
 
 	databaseID atomic.Pointer[string] // once it is known
+	advertised advertised
 
 	mu       sync.Mutex
 	reported map[report]bool // guarded by mu
@@ -135,6 +136,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, errors.Join(err, e.close())
 	}
 	if err := s.begin(ctx); err != nil {
+		return nil, errors.Join(err, e.close())
+	}
+	if err := s.checkMasterKeys(ctx); err != nil {
 		return nil, errors.Join(err, e.close())
 	}
 	if err := s.checkProtocol(ctx); err != nil {
