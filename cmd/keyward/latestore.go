@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/syncgram/keyward/internal/keys"
+	"github.com/syncgram/keyward/internal/seal"
 	"github.com/syncgram/keyward/internal/sqlstore"
 	"github.com/syncgram/keyward/token"
 )
@@ -64,7 +65,7 @@ func (l *lateStore) open(ctx context.Context, waiting func(err error, pause time
 }
 
 // away reports whether err means that the database could not be reached or is not ready to
-// talk, so that it helps to wait.
+// talk, or that a master key is missing here, so that it helps to wait.
 func away(err error) bool {
 	var network *net.OpError
 	var name *net.DNSError
@@ -76,7 +77,7 @@ func away(err error) bool {
 	case errors.As(err, &network), errors.As(err, &name):
 		return true
 	}
-	return errors.Is(err, sqlstore.ErrNoPrimary) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+	return errors.Is(err, seal.ErrUnknownKey) || errors.Is(err, sqlstore.ErrNoPrimary) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 func (l *lateStore) close() error {

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/syncgram/keyward/internal/extauthz"
-	"github.com/syncgram/keyward/internal/identity"
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/probe"
 	"github.com/syncgram/keyward/internal/seal"
@@ -33,16 +32,16 @@ type nodeConfig struct {
 	corsOrigins            []string
 	internalTokens         []string
 
-	database      sqlstore.Options
-	masterKeyFile string
-	ring          *seal.Ring
-	lease         time.Duration
-	advertise     string // where other nodes reach the internal listener; empty = where it listens
+	database   sqlstore.Options
+	masterKeys keySource
+	ring       *seal.Ring
+	lease      time.Duration
+	advertise  string // where other nodes reach the internal listener; empty = where it listens
 
 	probeEvery time.Duration  // 0 = no prober
 	probeRoots *x509.CertPool // of the other nodes' certificates; nil = the system's
 
-	authenticator *identity.Authenticator // the node's to close
+	authenticator authenticator // the node's to close
 	format        token.Format
 
 	requiredRoles     []string
@@ -53,10 +52,17 @@ type nodeConfig struct {
 	logger *slog.Logger
 }
 
+// authenticator is an identity.Authenticator, or one that is made again when its file changes.
+type authenticator interface {
+	server.Authenticator
+	Close()
+}
+
 // node is one serving process: listeners, doors, domain, verifier and database.
 type node struct {
 	cfg      nodeConfig
 	db       *lateStore
+	keys     *masterKeys
 	verifier *verify.Verifier
 	service  *keys.Service
 	metrics  *server.Metrics
@@ -99,6 +105,7 @@ func newNode(cfg nodeConfig) (*node, error) {
 	n := &node{cfg: cfg, metrics: server.NewMetrics(), notify: func(string) {}}
 	cfg.database.Ring, cfg.database.Logger, cfg.database.OnTampered = cfg.ring, cfg.logger, n.refuseRow
 	n.db = &lateStore{options: cfg.database}
+	n.keys = newMasterKeys(cfg.masterKeys, cfg.ring, n.db, cfg.logger)
 
 	var err error
 	n.verifier, err = verify.New(verify.Config{
@@ -119,7 +126,7 @@ func newNode(cfg nodeConfig) (*node, error) {
 	budget := max(leastBudget, 2*cfg.lease)
 	doors, err := server.New(server.Config{
 		Service: n.service, Authenticator: cfg.authenticator, Verifier: n.verifier,
-		Operations: &operations{db: n.db, verifier: n.verifier, ring: cfg.ring, masterKeyFile: cfg.masterKeyFile, logger: cfg.logger},
+		Operations: &operations{db: n.db, verifier: n.verifier, masterKeys: n.keys, logger: cfg.logger},
 		Format:     cfg.format, InternalTokens: cfg.internalTokens, CORSOrigins: cfg.corsOrigins,
 		Metrics: n.metrics, Logger: cfg.logger, Version: buildVersion(), Budget: budget,
 	})
@@ -261,6 +268,10 @@ func (n *node) run(ctx context.Context) error {
 	following, stopFollowing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopFollowing()
 	var follower, prober sync.WaitGroup
+	follower.Go(func() { n.keys.run(following) })
+	if a, ok := n.cfg.authenticator.(*fileAuthenticator); ok {
+		follower.Go(func() { a.run(following) })
+	}
 	if err := n.db.open(ctx, n.waiting); err != nil {
 		cancel(err)
 	} else {
@@ -314,6 +325,10 @@ func (l *listener) flag() string {
 
 // waiting says that the database is away.
 func (n *node) waiting(err error, pause time.Duration) {
+	if errors.Is(err, seal.ErrUnknownKey) { // logged once by n.keys, which reads the keys again meanwhile
+		n.notify("STATUS=waiting for a master key\nEXTEND_TIMEOUT_USEC=30000000")
+		return
+	}
 	n.cfg.logger.Warn("waiting for the database; not ready until it answers", "error", err, "in", pause.String())
 	n.notify("STATUS=waiting for the database\nEXTEND_TIMEOUT_USEC=30000000")
 }

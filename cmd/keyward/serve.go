@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/syncgram/keyward/internal/identity"
-	"github.com/syncgram/keyward/internal/seal"
+	"github.com/syncgram/keyward/internal/secretfile"
 	"github.com/syncgram/keyward/internal/sqlstore"
 	"github.com/syncgram/keyward/token"
 )
@@ -46,9 +46,10 @@ type serveCmd struct {
 	TLSKeyFile           string `setting:"" name:"tls-key-file" type:"path" group:"Listeners:" help:"Key of the certificate (PEM)." placeholder:"FILE"`
 	InternalClientCAFile string `setting:"" name:"internal-client-ca-file" type:"path" group:"Listeners:" help:"Serve the internal and the ext_authz listener only to clients with a certificate of these authorities (PEM)." placeholder:"FILE"`
 
-	database      `group:"Data:"`
-	MasterKeyFile string   `setting:"" type:"path" group:"Data:" help:"Required. Lines <id>:<base64 of 32 bytes>, the first current, the others retired; nobody but the owner may read it." placeholder:"FILE"`
-	Lease         duration `setting:"" default:"10s" group:"Data:" help:"How long verification rides out a database that is away, 1s to 5m. A write waits 1.25 times as long for a node that died." placeholder:"DURATION"`
+	database         `group:"Data:"`
+	MasterKeyFile    string   `setting:"" type:"path" group:"Data:" help:"Lines <id>:<base64 of 32 bytes>, the first wanted, the others retired; nobody beyond its owner and group may read it. This or a command is required." placeholder:"FILE"`
+	MasterKeyCommand string   `setting:"" group:"Data:" help:"A command that prints such lines, run by /bin/sh at start, on SIGHUP, for a rotation and when a key is missing; it has 30 seconds." placeholder:"COMMAND"`
+	Lease            duration `setting:"" default:"10s" group:"Data:" help:"How long verification rides out a database that is away, 1s to 5m. A write waits 1.25 times as long for a node that died." placeholder:"DURATION"`
 
 	ProbeEvery  duration         `setting:"" default:"1m" group:"Many nodes:" help:"Time between two probes: one node in turn mints a key of its own, ends it, and asks every node about it before and after. At least 5s; 0s is off. With SQLite there is one node, and no prober." placeholder:"DURATION"`
 	Advertise   advertiseAddress `setting:"" group:"Many nodes:" help:"Where the other nodes reach this node's internal listener. By default where it listens, under this machine's name if that is every address." placeholder:"HOST:PORT"`
@@ -127,8 +128,10 @@ func (c *serveCmd) check() error {
 		return wrong("--listen (KEYWARD_LISTEN) and --internal-listen (KEYWARD_INTERNAL_LISTEN): must not be the same address")
 	case c.ExtAuthzListen != "" && (c.Listen.takes(c.ExtAuthzListen) || c.InternalListen.takes(c.ExtAuthzListen)):
 		return wrong("--extauthz-listen (KEYWARD_EXTAUTHZ_LISTEN): must not be the address of another listener")
-	case c.MasterKeyFile == "":
-		return wrong("--master-key-file (KEYWARD_MASTER_KEY_FILE) is required; make one with `keyward master-key new --file master.key`")
+	case c.MasterKeyFile == "" && c.MasterKeyCommand == "":
+		return wrong("--master-key-file (KEYWARD_MASTER_KEY_FILE) or --master-key-command (KEYWARD_MASTER_KEY_COMMAND) is required; make a file with `keyward master-key new --file master.key`")
+	case c.MasterKeyFile != "" && c.MasterKeyCommand != "":
+		return wrong("--master-key-file (KEYWARD_MASTER_KEY_FILE) and --master-key-command (KEYWARD_MASTER_KEY_COMMAND): only one can be set")
 	case (c.JWTJWKS == "") == (c.JWTHS256SecretFile == ""):
 		return wrong("exactly one of --jwt-jwks (KEYWARD_JWT_JWKS) and --jwt-hs256-secret-file (KEYWARD_JWT_HS256_SECRET_FILE) is required")
 	case c.JWTIssuer == nil:
@@ -169,7 +172,7 @@ func (c *serveCmd) node(ctx context.Context, logger *slog.Logger) (*node, error)
 	}
 	cfg := nodeConfig{
 		listen: string(c.Listen), internalListen: string(c.InternalListen), extAuthzListen: string(c.ExtAuthzListen),
-		database: c.database.options(), masterKeyFile: c.MasterKeyFile,
+		database: c.database.options(), masterKeys: keySource{c.MasterKeyFile, c.MasterKeyCommand},
 		requiredRoles: c.JWTRoles, requireRegistered: c.RequireRegisteredOrganizations,
 		maxExpiresInDays: c.MaxExpiresInDays, maxOverlap: time.Duration(c.MaxOverlap), lease: time.Duration(c.Lease),
 		advertise: string(c.Advertise), probeEvery: time.Duration(c.ProbeEvery),
@@ -189,7 +192,10 @@ func (c *serveCmd) node(ctx context.Context, logger *slog.Logger) (*node, error)
 	if cfg.format, err = token.NewFormat(c.SecretPrefix); err != nil {
 		return nil, wrong("--secret-prefix (KEYWARD_SECRET_PREFIX): %w", err)
 	}
-	if cfg.ring, err = seal.Load(c.MasterKeyFile); err != nil {
+	if cfg.ring, err = cfg.masterKeys.read(ctx); err != nil {
+		if c.MasterKeyCommand != "" {
+			return nil, wrong("--master-key-command (KEYWARD_MASTER_KEY_COMMAND): %w", err)
+		}
 		return nil, wrong("--master-key-file (KEYWARD_MASTER_KEY_FILE): %w", err)
 	}
 	if cfg.internalTokens, err = c.internalTokens(logger); err != nil {
@@ -229,25 +235,32 @@ func (c *serveCmd) internalTokens(logger *slog.Logger) ([]string, error) {
 	return tokens, nil
 }
 
-func (c *serveCmd) authenticator(ctx context.Context, logger *slog.Logger) (*identity.Authenticator, error) {
+func (c *serveCmd) authenticator(ctx context.Context, logger *slog.Logger) (authenticator, error) {
 	cfg := identity.Config{
 		JWKS: c.JWTJWKS, Issuer: *c.JWTIssuer, Audience: *c.JWTAudience,
 		OrganizationClaim: c.JWTOrganizationClaim, RoleClaim: c.JWTRoleClaim, Logger: logger,
 	}
-	at := "--jwt-jwks (KEYWARD_JWT_JWKS)"
-	if c.JWTHS256SecretFile != "" {
-		at = "--jwt-hs256-secret-file (KEYWARD_JWT_HS256_SECRET_FILE)"
-		data, exposed, err := readSecretFile(c.JWTHS256SecretFile)
-		if err != nil {
-			return nil, wrong("%s: %w", at, err)
-		}
-		if exposed {
-			logger.Warn("every user of this machine can read the HS256 secret and so sign tokens: chmod 640 the file", "file", c.JWTHS256SecretFile)
-		}
-		cfg.HS256Secret = withoutNewline(data)
-	}
 	// The authenticator outlives ctx: requests that run when the first signal comes are still judged.
-	a, err := identity.New(context.WithoutCancel(ctx), cfg)
+	ctx = context.WithoutCancel(ctx)
+	var a authenticator
+	var err error
+	at := "--jwt-jwks (KEYWARD_JWT_JWKS)"
+	switch {
+	case c.JWTHS256SecretFile != "":
+		at = "--jwt-hs256-secret-file (KEYWARD_JWT_HS256_SECRET_FILE)"
+		a, err = newFileAuthenticator(c.JWTHS256SecretFile, logger, func() (*identity.Authenticator, error) {
+			data, err := secretfile.Read(c.JWTHS256SecretFile)
+			if err != nil {
+				return nil, err
+			}
+			defer clear(data)
+			cfg := cfg
+			cfg.HS256Secret = withoutNewline(data)
+			return identity.New(ctx, cfg)
+		})
+	default: // it reads a key set that is a file again itself
+		a, err = identity.New(ctx, cfg)
+	}
 	if err != nil {
 		return nil, wrong("%s: %w", at, err)
 	}

@@ -86,6 +86,9 @@ func (r *Ring) Replace(next *Ring, needed ...string) (changed bool, err error) {
 	return changed, nil
 }
 
+// ValidID reports whether id has the form of a master key's id.
+func ValidID(id string) bool { return idPattern.MatchString(id) }
+
 // NewLine draws a master key and returns its line for the file, without a line break. An empty id
 // takes one made from the date and random characters.
 func NewLine(id string) (string, error) {

@@ -187,24 +187,23 @@ func (s *Store) putUses(ctx context.Context, uses []keys.Use) error {
 
 // Register implements keys.Feed.
 func (s *Store) Register(ctx context.Context, n keys.Node) error {
+	if s.nodes != nil {
+		return s.nodes.register(n) // in this process there is nobody to tell of its keys
+	}
 	sl, err := s.sealNode(ctx, &n)
 	if err != nil {
 		return err
 	}
-	if s.nodes != nil {
-		err = s.nodes.register(n)
-	} else {
-		var added int64
-		added, err = s.write(ctx, s.lease, registerNode, n.ID, n.Address, n.Version, keys.LeaseProtocol, n.Lease.Microseconds(),
-			sl.KeyID, sl.MAC, keysColumn(n.MasterKeys))
-		if err == nil && added == 0 {
-			err = keys.ErrOutdated
-		}
+	added, err := s.write(ctx, s.lease, registerNode, n.ID, n.Address, n.Version, keys.LeaseProtocol, n.Lease.Microseconds(),
+		sl.KeyID, sl.MAC, keysColumn(n.MasterKeys))
+	switch {
+	case err != nil:
+		return err
+	case added == 0:
+		return keys.ErrOutdated
 	}
-	if err == nil {
-		s.advertised.set(&n, sl.KeyID)
-	}
-	return err
+	s.advertised.set(&n, sl.KeyID)
+	return nil
 }
 
 // noRow is what nodeState says of a node without a row; one that has acknowledged nothing is at -1.

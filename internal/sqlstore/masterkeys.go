@@ -107,10 +107,8 @@ func (s *Store) advertise(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if s.nodes == nil {
-		if _, err := s.write(ctx, s.lease, advertiseKeys, n.ID, keysColumn(n.MasterKeys), sl.KeyID, sl.MAC); err != nil {
-			return err
-		}
+	if _, err := s.write(ctx, s.lease, advertiseKeys, n.ID, keysColumn(n.MasterKeys), sl.KeyID, sl.MAC); err != nil {
+		return err
 	}
 	s.advertised.node, s.advertised.keyID = &n, sl.KeyID
 	return nil
