@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -54,7 +53,7 @@ func (k keySource) read(ctx context.Context) (*seal.Ring, error) {
 func (k keySource) run(ctx context.Context) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, keyCommandTime)
 	defer cancel()
-	out := &bounded{most: maxCommandOutput}
+	out := &bounded{most: maxCommandOutput, full: errors.New("too much")} // which ends the command by SIGPIPE
 	said := &bounded{most: maxCommandError}
 	defer out.clear()
 	cmd := exec.CommandContext(ctx, shell[0], shell[1], k.command)
@@ -63,6 +62,8 @@ func (k keySource) run(ctx context.Context) ([]byte, error) {
 	cmd.WaitDelay = time.Second // for what it started and that keeps its output open
 	err := cmd.Run()
 	switch {
+	case out.cut:
+		return nil, fmt.Errorf("%s printed more than %d KiB", k, maxCommandOutput>>10)
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return nil, fmt.Errorf("%s did not end within %v", k, keyCommandTime)
 	case err != nil:
@@ -70,17 +71,16 @@ func (k keySource) run(ctx context.Context) ([]byte, error) {
 			return nil, fmt.Errorf("%s failed: %w: %s", k, err, text)
 		}
 		return nil, fmt.Errorf("%s failed: %w", k, err)
-	case out.cut:
-		return nil, fmt.Errorf("%s printed more than %d KiB", k, maxCommandOutput>>10)
 	}
 	return bytes.Clone(out.Bytes()), nil
 }
 
-// bounded keeps the first bytes that are written to it and takes the rest.
+// bounded keeps the first bytes that are written to it. What comes after is dropped, or, when full is set, not taken.
 type bounded struct {
 	bytes.Buffer
 	most int
-	cut  bool
+	full error
+	cut  bool // there was more
 }
 
 // Write implements io.Writer.
@@ -92,14 +92,12 @@ func (b *bounded) Write(p []byte) (int, error) {
 	if len(p) > room {
 		b.cut = true
 		_, _ = b.Buffer.Write(p[:room])
-		return len(p), nil
+		return len(p), b.full
 	}
 	return b.Buffer.Write(p)
 }
 
-func (b *bounded) clear() { clear(b.Bytes()[:b.Len()]) }
-
-var _ io.Writer = (*bounded)(nil)
+func (b *bounded) clear() { clear(b.Bytes()) }
 
 // fileWatch says when a file was changed or replaced, also behind a link, as Kubernetes does with mounted secrets.
 type fileWatch struct {

@@ -220,6 +220,20 @@ func (l *lateStore) EraseKeptAnswers(ctx context.Context, before time.Time) (int
 	return with(l, func(s *sqlstore.Store) (int64, error) { return s.EraseKeptAnswers(ctx, before) })
 }
 
+// databaseID names the database, "" until it was opened.
+func (l *lateStore) databaseID() string {
+	if s := l.store.Load(); s != nil {
+		return s.DatabaseID()
+	}
+	return ""
+}
+
+// signer returns what nodes authenticate to each other by.
+func (l *lateStore) signer(ctx context.Context) (id string, signer seal.Signer, err error) {
+	err = l.do(func(s *sqlstore.Store) error { id, signer, err = s.Signer(ctx); return err })
+	return id, signer, err
+}
+
 // nodes returns the nodes that serve.
 func (l *lateStore) nodes(ctx context.Context) ([]keys.ServingNode, error) {
 	return with(l, func(s *sqlstore.Store) ([]keys.ServingNode, error) {

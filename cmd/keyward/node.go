@@ -127,6 +127,7 @@ func newNode(cfg nodeConfig) (*node, error) {
 	doors, err := server.New(server.Config{
 		Service: n.service, Authenticator: cfg.authenticator, Verifier: n.verifier,
 		Operations: &operations{db: n.db, verifier: n.verifier, masterKeys: n.keys, logger: cfg.logger},
+		Responder:  &probe.Responder{Ring: cfg.ring, Verify: n.verifier.Verify, NodeID: n.verifier.NodeID, DatabaseID: n.db.databaseID},
 		Format:     cfg.format, InternalTokens: cfg.internalTokens, CORSOrigins: cfg.corsOrigins,
 		Metrics: n.metrics, Logger: cfg.logger, Version: buildVersion(), Budget: budget,
 	})
@@ -160,12 +161,12 @@ func newNode(cfg nodeConfig) (*node, error) {
 	return n, nil
 }
 
-// addProber makes the prober, which asks the other nodes as their equal: with the same token and, where there is TLS, with
+// addProber makes the prober, which asks the other nodes as their equal: under the master key, and, where there is TLS, with
 // this node's own certificate.
 func (n *node) addProber(internalTLS *tls.Config, budget time.Duration) (err error) {
-	cfg := probe.Config{Service: n.service, Nodes: n.db.nodes, Every: n.cfg.probeEvery, Budget: budget, Logger: n.cfg.logger}
-	if len(n.cfg.internalTokens) > 0 {
-		cfg.Token = n.cfg.internalTokens[0]
+	cfg := probe.Config{
+		Service: n.service, Nodes: n.db.nodes, Signer: n.db.signer,
+		Every: n.cfg.probeEvery, Budget: budget, Logger: n.cfg.logger,
 	}
 	if internalTLS != nil {
 		cfg.TLS = &tls.Config{

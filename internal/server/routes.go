@@ -76,6 +76,7 @@ func (s *Server) routes() []route {
 		{internal, anyMethod, authorizePath + everything, forwarded, "", anyQuery, true, s.authorize(always(door.Rules{}))},
 		{internal, anyMethod, authorizePath + ":live" + everything, forwarded, "", anyQuery, true, s.authorize(always(door.Rules{Environment: keys.Live}))},
 		{internal, anyMethod, authorizePath + ":test" + everything, forwarded, "", anyQuery, true, s.authorize(always(door.Rules{Environment: keys.Test}))},
+		{internal, "POST", "/v1/probe", open, "", nil, true, s.probe},
 		{internal, "POST", "/v1/introspect", oauthClient, "", nil, true, s.introspect},
 
 		{internal, "GET", "/v1/organizations", internalToken, "", []string{"limit", "cursor"}, false, handle(s, readPage, s.listOrganizations)},

@@ -130,6 +130,25 @@ func (s *Store) MasterKey(ctx context.Context) (signing, asked string, err error
 	return signing, asked, err
 }
 
+// DatabaseID returns the id of the database, "" before it was read.
+func (s *Store) DatabaseID() string {
+	if id := s.databaseID.Load(); id != nil {
+		return *id
+	}
+	return ""
+}
+
+// Signer returns the id of the database and the signer of the master key that it is authenticated under.
+func (s *Store) Signer(ctx context.Context) (databaseID string, signer seal.Signer, err error) {
+	ctx, cancel := s.bound(ctx)
+	defer cancel()
+	m, err := scanMeta(s.reader.QueryRowContext(ctx, readMeta))
+	if err == nil {
+		signer, err = s.signer(m.keyID)
+	}
+	return m.databaseID, signer, err
+}
+
 // AskForMasterKey has the nodes read their keys again until they have that one.
 func (s *Store) AskForMasterKey(ctx context.Context, id string) error {
 	now, err := s.Now(ctx)

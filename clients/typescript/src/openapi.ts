@@ -911,7 +911,7 @@ export interface components {
              * @description `done`, or the code of the refusal.
              * @enum {string}
              */
-            outcome: "done" | "invalid_token" | "user_token_required" | "forbidden" | "connected_account" | "organization_inactive" | "organization_unknown" | "invalid_request" | "unsupported_media_type" | "body_too_large" | "headers_too_large" | "active_key_exists" | "rate_limited" | "idempotency_key_reused" | "idempotency_in_progress" | "idempotency_result_gone" | "api_key_not_found" | "api_key_not_active" | "master_key_missing" | "organization_not_found" | "route_not_found" | "method_not_allowed" | "internal_token_required" | "unavailable" | "internal";
+            outcome: "done" | "invalid_token" | "user_token_required" | "forbidden" | "connected_account" | "organization_inactive" | "organization_unknown" | "invalid_request" | "unsupported_media_type" | "body_too_large" | "headers_too_large" | "active_key_exists" | "rate_limited" | "idempotency_key_reused" | "idempotency_in_progress" | "idempotency_result_gone" | "api_key_not_found" | "api_key_not_active" | "organization_not_found" | "route_not_found" | "method_not_allowed" | "internal_token_required" | "unavailable" | "internal";
             /** @description What else is worth knowing, such as the reason given with a revoke. */
             detail?: string;
             /** @description From where. */
@@ -1056,7 +1056,7 @@ export interface components {
              * @description The kind of problem, for programs. Never renamed.
              * @enum {string}
              */
-            code: "invalid_token" | "user_token_required" | "forbidden" | "connected_account" | "organization_inactive" | "organization_unknown" | "invalid_request" | "unsupported_media_type" | "body_too_large" | "headers_too_large" | "active_key_exists" | "rate_limited" | "idempotency_key_reused" | "idempotency_in_progress" | "idempotency_result_gone" | "api_key_not_found" | "api_key_not_active" | "master_key_missing" | "organization_not_found" | "route_not_found" | "method_not_allowed" | "internal_token_required" | "unavailable" | "internal";
+            code: "invalid_token" | "user_token_required" | "forbidden" | "connected_account" | "organization_inactive" | "organization_unknown" | "invalid_request" | "unsupported_media_type" | "body_too_large" | "headers_too_large" | "active_key_exists" | "rate_limited" | "idempotency_key_reused" | "idempotency_in_progress" | "idempotency_result_gone" | "api_key_not_found" | "api_key_not_active" | "organization_not_found" | "route_not_found" | "method_not_allowed" | "internal_token_required" | "unavailable" | "internal";
             /** @description The id of the request. */
             request_id: string;
             /** @description The member, parameter or header at fault. */
