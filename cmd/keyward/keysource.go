@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -55,7 +54,6 @@ func (k keySource) run(ctx context.Context) ([]byte, error) {
 	defer cancel()
 	out := &bounded{most: maxCommandOutput, full: errors.New("too much")} // which ends the command by SIGPIPE
 	said := &bounded{most: maxCommandError}
-	defer out.clear()
 	cmd := exec.CommandContext(ctx, shell[0], shell[1], k.command)
 	cmd.Stdout, cmd.Stderr = out, said
 	endWithChildren(cmd)
@@ -67,17 +65,17 @@ func (k keySource) run(ctx context.Context) ([]byte, error) {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return nil, fmt.Errorf("%s did not end within %v", k, keyCommandTime)
 	case err != nil:
-		if text := strings.Join(strings.Fields(said.String()), " "); text != "" {
+		if text := strings.Join(strings.Fields(string(said.kept)), " "); text != "" {
 			return nil, fmt.Errorf("%s failed: %w: %s", k, err, text)
 		}
 		return nil, fmt.Errorf("%s failed: %w", k, err)
 	}
-	return bytes.Clone(out.Bytes()), nil
+	return out.kept, nil
 }
 
 // bounded keeps the first bytes that are written to it. What comes after is dropped, or, when full is set, not taken.
 type bounded struct {
-	bytes.Buffer
+	kept []byte
 	most int
 	full error
 	cut  bool // there was more
@@ -85,19 +83,17 @@ type bounded struct {
 
 // Write implements io.Writer.
 func (b *bounded) Write(p []byte) (int, error) {
-	if b.Cap() == 0 {
-		b.Grow(b.most) // not grown while writing, which would leave copies behind
+	if b.kept == nil {
+		b.kept = make([]byte, 0, b.most) // not grown while writing, which would leave copies behind
 	}
-	room := b.most - b.Len()
-	if len(p) > room {
+	if room := b.most - len(b.kept); len(p) > room {
 		b.cut = true
-		_, _ = b.Buffer.Write(p[:room])
+		b.kept = append(b.kept, p[:room]...)
 		return len(p), b.full
 	}
-	return b.Buffer.Write(p)
+	b.kept = append(b.kept, p...)
+	return len(p), nil
 }
-
-func (b *bounded) clear() { clear(b.Bytes()) }
 
 // fileWatch says when a file was changed or replaced, also behind a link, as Kubernetes does with mounted secrets.
 type fileWatch struct {
