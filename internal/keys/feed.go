@@ -83,6 +83,10 @@ type Mark struct {
 // ErrDiverged is what a Feed answers to a mark of a history that is not its own.
 var ErrDiverged = errors.New("keys: the database lost writes that this node has seen")
 
+// ErrUnknownKey is what a Feed answers where it would have to read what is under a master key that this node lacks: it cannot be
+// decided whether that is authentic (R10).
+var ErrUnknownKey = seal.ErrUnknownKey
+
 // ErrOutdated is what a Feed answers to a program that knows an older version of the lease protocol than the database demands.
 var ErrOutdated = errors.New("keys: the database asks for a newer version of the lease protocol than this program has: run the newer program")
 
