@@ -8,13 +8,11 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/syncgram/keyward/internal/seal"
-	"github.com/syncgram/keyward/internal/sqlstore"
 )
 
 // keySource is where the master keys come from: a file, or a command that prints the same lines.
@@ -225,33 +223,13 @@ func (m *masterKeys) reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var needed []string
-	s, err := m.db.opened()
-	if err == nil {
-		if err := s.CompareKeys(ctx, next); errors.Is(err, sqlstore.ErrOtherMasterKey) {
-			return err
-		}
-		needed = m.inUse(ctx, s, m.ring.Missing(next))
+	replace := func() (bool, error) { return m.ring.Replace(next) } // nothing was read from a database yet
+	if s, err := m.db.opened(); err == nil {
+		replace = func() (bool, error) { return s.ReplaceMasterKeys(ctx, next) }
 	}
-	changed, err := m.ring.Replace(next, needed...)
-	if err != nil || !changed {
-		return err
+	changed, err := replace()
+	if changed {
+		m.logger.Info("the master keys were read again", "source", m.source.String(), "keys", strings.Join(m.ring.KeyIDs(), " "))
 	}
-	m.logger.Info("the master keys were read again", "source", m.source.String(), "keys", strings.Join(m.ring.KeyIDs(), " "))
-	if s == nil {
-		return nil
-	}
-	return s.Advertise(ctx)
-}
-
-// inUse returns those of ids that something in the database needs. When that cannot be read, all of them.
-func (m *masterKeys) inUse(ctx context.Context, s *sqlstore.Store, ids []string) []string {
-	if len(ids) == 0 {
-		return nil
-	}
-	used, err := s.MasterKeysInUse(ctx)
-	if err != nil {
-		return ids
-	}
-	return slices.DeleteFunc(ids, func(id string) bool { return !slices.Contains(used, id) })
+	return err
 }

@@ -29,6 +29,8 @@ byte adv[N];            /* what its row says it has */
 bool row[N];            /* it is registered */
 bool lease[N];
 bool sees[N];           /* it is about to register: it has seen that it has the database's key */
+byte going[N];          /* keys it is about to drop */
+bool free[N];           /* it has found that nothing needs them */
 byte applied[N];        /* the revision its memory is at */
 bool dead[N];           /* it stands still, until somebody restarts it */
 
@@ -54,6 +56,12 @@ byte x;
 #define MAY_SWITCH true
 #else
 #define MAY_SWITCH ALL(SAYS_NEW)
+#endif
+
+#ifdef DROPS_A_KEY_IN_USE
+#define DROPS true
+#else
+#define DROPS false
 #endif
 
 /* check holds I1 and I2 against the state that a step has left. */
@@ -84,7 +92,7 @@ proctype node(byte i) {
 	do
 	/* Register: it reads which key the database names, and inserts its row a while later. */
 	:: d_step { !dead[i] && !row[i] && !sees[i] && (has[i] & sign) -> sees[i] = true }
-	:: d_step { !dead[i] && sees[i] -> sees[i] = false; row[i] = true; adv[i] = has[i]; applied[i] = 0 }
+	:: d_step { !dead[i] && sees[i] -> sees[i] = false; row[i] = true; adv[i] = has[i] & ~going[i]; applied[i] = 0 }
 
 	/* Apply the next revision, under a state that opens. */
 	:: atomic {
@@ -104,35 +112,41 @@ proctype node(byte i) {
 		!dead[i] && row[i] && !lease[i] && applied[i] == rev && SAYS_IT_HAS_THE_KEY(i) -> lease[i] = true; check()
 	   }
 
-	/* Read the file again. */
+	/* Read the file again. A key is added at once. One that goes is no longer claimed first; then nothing must need it. */
+	:: d_step { !dead[i] && !going[i] && has[i] != file[i] && (has[i] & ~file[i]) == 0 -> has[i] = file[i]; check() }
 	:: d_step {
-		!dead[i] && has[i] != file[i] ->
+		!dead[i] && !going[i] && (has[i] & ~file[i]) != 0 ->
 		needed();
-#ifdef DROPS_A_KEY_IN_USE
-		used = 0;
-#endif
 		if
-		:: (has[i] & ~file[i] & used) == 0 ->
-#ifdef ADVERTISES_THE_FILE
-			skip
-#else
-			has[i] = file[i]
+		:: (has[i] & ~file[i] & used) == 0 || DROPS ->
+			going[i] = has[i] & ~file[i];
+#ifndef DROPS_WHAT_IT_CLAIMS
+			adv[i] = adv[i] & ~going[i]
 #endif
 		:: else -> skip
 		fi;
-		used = 0;
-		check()
+		used = 0
 	   }
 	:: d_step {
-#ifdef ADVERTISES_THE_FILE
-		!dead[i] && row[i] && adv[i] != file[i] -> adv[i] = file[i]
-#else
-		!dead[i] && row[i] && adv[i] != has[i] -> adv[i] = has[i]
-#endif
+		!dead[i] && going[i] && !free[i] ->
+		needed();
+		if
+		:: (going[i] & used) == 0 || DROPS -> free[i] = true
+		:: else -> going[i] = 0
+		fi;
+		used = 0
 	   }
+	:: d_step { !dead[i] && free[i] -> has[i] = has[i] & ~going[i]; going[i] = 0; free[i] = false; check() }
+
+	/* Say so. */
+#ifdef ADVERTISES_THE_FILE
+	:: d_step { !dead[i] && row[i] && !going[i] && adv[i] != file[i] -> adv[i] = file[i] }
+#else
+	:: d_step { !dead[i] && row[i] && !going[i] && adv[i] != has[i] -> adv[i] = has[i] }
+#endif
 
 	/* It is restarted, or stands still. */
-	:: d_step { lease[i] = false; row[i] = false; sees[i] = false; adv[i] = 0; applied[i] = 0; dead[i] = false; has[i] = file[i] }
+	:: d_step { lease[i] = false; row[i] = false; sees[i] = false; adv[i] = 0; applied[i] = 0; dead[i] = false; going[i] = 0; free[i] = false; has[i] = file[i] }
 	:: d_step { !dead[i] -> dead[i] = true }
 	od
 }
@@ -144,6 +158,7 @@ end:
 	do
 	:: d_step { i < N && !(file[i] & NEW) -> file[i] = file[i] | NEW }
 	:: d_step { i < N && (file[i] == (OLD | NEW)) -> file[i] = NEW }
+	:: d_step { i < N && (file[i] == (OLD | NEW)) -> file[i] = OLD }
 	:: d_step { i < N && (file[i] == NEW) -> file[i] = OLD | NEW }
 	:: d_step { i < N - 1 -> i++ }
 	:: d_step { i > 0 -> i-- }

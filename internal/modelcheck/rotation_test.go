@@ -22,6 +22,7 @@ var rotationChecks = []check{
 	{"the nodes are listed before the transaction", "-DN=2 -DW=1 -DCHECKS_BEFORE_THE_LOCK", violated},
 	{"a node says what its file has, not its memory", "-DN=2 -DW=1 -DADVERTISES_THE_FILE", violated},
 	{"a key that is in use is dropped", "-DN=2 -DW=1 -DDROPS_A_KEY_IN_USE", violated},
+	{"a key is dropped while the node's row claims it", "-DN=2 -DW=1 -DDROPS_WHAT_IT_CLAIMS", violated},
 	{"an unknown key is taken for a forgery", "-DN=2 -DW=1 -DUNKNOWN_IS_FORGED", violated},
 }
 
@@ -49,7 +50,7 @@ func TestR10Rotation(t *testing.T) {
 	for _, c := range rotationChecks {
 		given = append(given, c.flags)
 	}
-	for _, m := range regexp.MustCompile(`(?m)^#ifdef ([A-Z_]+)|defined\(([A-Z_]+)\)`).FindAllStringSubmatch(string(text), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^#ifn?def ([A-Z_]{2,})$|defined\(([A-Z_]+)\)`).FindAllStringSubmatch(string(text), -1) {
 		if name := m[1] + m[2]; !strings.Contains(strings.Join(given, " ")+" ", "-D"+name+" ") {
 			t.Errorf("no check sets %s", name)
 		}

@@ -190,6 +190,8 @@ func (s *Store) Register(ctx context.Context, n keys.Node) error {
 	if s.nodes != nil {
 		return s.nodes.register(n) // in this process there is nobody to tell of its keys
 	}
+	s.advertised.mu.Lock()
+	defer s.advertised.mu.Unlock()
 	sl, err := s.sealNode(ctx, &n)
 	if err != nil {
 		return err
@@ -202,7 +204,7 @@ func (s *Store) Register(ctx context.Context, n keys.Node) error {
 	case added == 0:
 		return keys.ErrOutdated
 	}
-	s.advertised.set(&n, sl.KeyID)
+	s.advertised.node, s.advertised.keyID = &n, sl.KeyID
 	return nil
 }
 

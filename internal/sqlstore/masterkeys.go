@@ -26,12 +26,18 @@ type advertised struct {
 	mu    sync.Mutex
 	node  *keys.Node // nil = not registered; guarded by mu, as all below
 	keyID string     // the row is authenticated under it
+	going []string   // ids of keys that are about to be dropped, and so are not claimed any more
 }
 
-func (a *advertised) set(n *keys.Node, keyID string) {
+func (a *advertised) setGoing(ids []string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.node, a.keyID = n, keyID
+	a.going = ids
+}
+
+// claimed returns those of the ring's keys that the node's row says it has. a.mu is held.
+func (a *advertised) claimed(ring *seal.Ring) []seal.KeyFingerprint {
+	return slices.DeleteFunc(ring.Fingerprints(), func(k seal.KeyFingerprint) bool { return slices.Contains(a.going, k.ID) })
 }
 
 // keysColumn is how a node's keys lie in its row. Ids and fingerprints have neither spaces nor colons.
@@ -55,7 +61,8 @@ func keysOfColumn(column string) (all []seal.KeyFingerprint) {
 // columnHas is what renewNode asks of the column.
 func columnHas(column, id string) bool { return strings.Contains(column, " "+id+":") }
 
-// sealNode adds to n what the store knows, and authenticates the whole under the database's master key.
+// sealNode adds to n what the store knows, and authenticates the whole under the database's master key. The lock of
+// s.advertised is held.
 func (s *Store) sealNode(ctx context.Context, n *keys.Node) (seal.Seal, error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
@@ -67,7 +74,7 @@ func (s *Store) sealNode(ctx context.Context, n *keys.Node) (seal.Seal, error) {
 	if err != nil {
 		return seal.Seal{}, err
 	}
-	n.DatabaseID, n.MasterKeys = m.databaseID, s.ring.Fingerprints()
+	n.DatabaseID, n.MasterKeys = m.databaseID, s.advertised.claimed(s.ring)
 	return signer.SealRow(keys.KindNode, n.Sealed()), nil
 }
 
@@ -84,13 +91,13 @@ func (s *Store) signer(id string) (seal.Signer, error) {
 // since. It is called when the source of the keys changed, and every few seconds.
 func (s *Store) Advertise(ctx context.Context) error {
 	s.advertised.mu.Lock()
-	n, keyID := s.advertised.node, s.advertised.keyID
+	n, keyID, claimed := s.advertised.node, s.advertised.keyID, s.advertised.claimed(s.ring)
 	s.advertised.mu.Unlock()
 	if n == nil {
 		return nil // Register will
 	}
 	signing, _, err := s.MasterKey(ctx)
-	if err != nil || signing == keyID && slices.Equal(n.MasterKeys, s.ring.Fingerprints()) {
+	if err != nil || signing == keyID && slices.Equal(n.MasterKeys, claimed) {
 		return err
 	}
 	return s.advertise(ctx)
@@ -186,6 +193,44 @@ func (s *Store) MasterKeysInUse(ctx context.Context) (ids []string, err error) {
 	})
 	slices.Sort(ids)
 	return slices.Compact(ids), err
+}
+
+// ReplaceMasterKeys gives the ring the keys of next, unless the database needs a key that next lacks, or another node has another
+// key under an id of next's. After an error the ring is as it was.
+//
+// A key is dropped in this order: the node's row no longer claims it, nothing in the database needs it, it goes. A rotation
+// that switches to it meanwhile either does not find it claimed, or is seen in the second step.
+func (s *Store) ReplaceMasterKeys(ctx context.Context, next *seal.Ring) (changed bool, err error) {
+	s.replacing.Lock()
+	defer s.replacing.Unlock()
+	if err := s.CompareKeys(ctx, next); errors.Is(err, ErrOtherMasterKey) {
+		return false, err // another error may be that a key is missing, which is why this is called
+	}
+	gone := s.ring.Missing(next)
+	needed, err := s.neededOf(ctx, gone)
+	if err == nil && len(gone) > 0 && len(needed) == 0 {
+		s.advertised.setGoing(gone)
+		if err = s.Advertise(ctx); err == nil {
+			needed, err = s.neededOf(ctx, gone)
+		}
+	}
+	if err == nil {
+		changed, err = s.ring.Replace(next, needed...)
+	}
+	s.advertised.setGoing(nil)
+	if later := s.Advertise(ctx); later != nil {
+		s.log.Warn("the node's row does not say which master keys it has; trying again", "error", later)
+	}
+	return changed, err
+}
+
+// neededOf returns those of ids without which something in the database cannot be read.
+func (s *Store) neededOf(ctx context.Context, ids []string) ([]string, error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	used, err := s.MasterKeysInUse(ctx)
+	return slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return !slices.Contains(used, id) }), err
 }
 
 // masterKeyRow is a row of that table.

@@ -63,6 +63,7 @@ type Store struct {
 
 	databaseID atomic.Pointer[string] // once it is known
 	advertised advertised
+	replacing  sync.Mutex // held while the ring's keys are replaced
 
 	mu       sync.Mutex
 	reported map[report]bool // guarded by mu
