@@ -21,6 +21,8 @@
 byte sign = OLD;        /* what the database names */
 byte rev;               /* its revision */
 byte key[REVISIONS];    /* that the row of a revision is authenticated under; 0 = the revision of the switch, which has no row */
+bool writing;           /* a write is not answered yet */
+byte writes;
 byte answered;          /* the last write that was answered */
 
 byte file[N] = OLD;     /* the source of a node's keys */
@@ -145,52 +147,41 @@ proctype node(byte i) {
 	:: d_step { !dead[i] && row[i] && !going[i] && adv[i] != has[i] -> adv[i] = has[i] }
 #endif
 
+	/* Somebody edits its file: in the documented order, and in every other. */
+	:: d_step { !(file[i] & NEW) -> file[i] = file[i] | NEW }
+	:: d_step { !(file[i] & OLD) -> file[i] = file[i] | OLD }
+	:: d_step { file[i] == (OLD | NEW) -> file[i] = NEW }
+	:: d_step { file[i] == (OLD | NEW) -> file[i] = OLD }
+
+	/* Write, under the lock. */
+	:: d_step {
+		writes < W && !writing && row[i] && !dead[i] && (has[i] & sign) ->
+		writing = true;
+		writes++;
+		rev++;
+#ifdef SIGNS_BY_THE_FILE
+		if
+		:: has[i] & NEW -> sign = NEW
+		:: else -> sign = OLD
+		fi;
+#endif
+		key[rev] = sign;
+		check()
+	   }
+
 	/* It is restarted, or stands still. */
 	:: d_step { lease[i] = false; row[i] = false; sees[i] = false; adv[i] = 0; applied[i] = 0; dead[i] = false; going[i] = 0; free[i] = false; has[i] = file[i] }
 	:: d_step { !dead[i] -> dead[i] = true }
 	od
 }
 
-/* Somebody edits the files: in the documented order, and in every other. */
-active proctype operator() {
-	byte i;
-end:
-	do
-	:: d_step { i < N && !(file[i] & NEW) -> file[i] = file[i] | NEW }
-	:: d_step { i < N && (file[i] == (OLD | NEW)) -> file[i] = NEW }
-	:: d_step { i < N && (file[i] == (OLD | NEW)) -> file[i] = OLD }
-	:: d_step { i < N && (file[i] == NEW) -> file[i] = OLD | NEW }
-	:: d_step { i < N - 1 -> i++ }
-	:: d_step { i > 0 -> i-- }
-	od
-}
-
-/* Writes by nodes that have the key. A node that stands still is fenced once its lease is over. */
+/* Answers one write after the other. A node that stands still is fenced once its lease is over. */
 active proctype writer() {
-	byte i, writes;
 end:
 	do
-	:: i < N - 1 -> i++
-	:: i > 0 -> i--
-	:: atomic {
-		writes < W && row[i] && !dead[i] && (has[i] & sign) ->
-		d_step {
-			rev++;
-			writes++;
-#ifdef SIGNS_BY_THE_FILE
-			if
-			:: has[i] & NEW -> sign = NEW
-			:: else -> sign = OLD
-			fi;
-#endif
-			key[rev] = sign;
-			check()
-		}
-	   }
-	   /* The answer. */
-	   do
-	   :: d_step { ALL(AT_REV) -> answered = rev; check() }; break
-	   :: d_step {
+	:: d_step { writing && ALL(AT_REV) -> answered = rev; writing = false; check() }
+	:: d_step {
+		writing && !(ALL(AT_REV)) ->
 		x = 0;
 		do
 		:: x < N ->
@@ -202,8 +193,7 @@ end:
 		:: else -> break
 		od;
 		x = 0
-	      }
-	   od
+	   }
 	od
 }
 
