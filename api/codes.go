@@ -26,6 +26,7 @@ const (
 	IdempotencyResultGone Code = "idempotency_result_gone" // 409, C16
 	KeyNotFound           Code = "api_key_not_found"       // 404, C22
 	KeyNotActive          Code = "api_key_not_active"      // 409, C24
+	MasterKeyMissing      Code = "master_key_missing"      // 409, R10
 	OrganizationNotFound  Code = "organization_not_found"  // 404, O1
 	RouteNotFound         Code = "route_not_found"         // 404, C27
 	MethodNotAllowed      Code = "method_not_allowed"      // 405, C27

@@ -184,6 +184,18 @@ type Reseal struct {
 	RetireableKeyIDs []string `json:"retireable_master_key_ids"`
 }
 
+// ProbeQuestion is the body of POST /v1/probe, by which nodes ask each other.
+type ProbeQuestion struct {
+	MasterKeyID string `json:"master_key_id"`
+	Box         string `json:"box"` // base64
+}
+
+// ProbeAnswer answers it.
+type ProbeAnswer struct {
+	Verdict string `json:"verdict"`
+	MAC     string `json:"mac"` // base64
+}
+
 // Check is one finding of GET /v1/status, which `keyward doctor` prints.
 type Check struct {
 	Name   string `json:"name"`

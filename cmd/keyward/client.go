@@ -19,6 +19,7 @@ import (
 
 	"github.com/syncgram/keyward/api"
 	"github.com/syncgram/keyward/internal/access"
+	"github.com/syncgram/keyward/internal/secretfile"
 )
 
 // reach is the flags by which a command gets to a running server. With the server's own settings
@@ -127,7 +128,7 @@ func (r *reach) tokens(need func(method string) access.Scope) (func(method strin
 		return func(string) string { return "" }, nil
 	}
 	if r.CredentialFile != "" {
-		data, _, err := readSecretFile(r.CredentialFile)
+		data, err := secretfile.Read(r.CredentialFile)
 		if err != nil {
 			return nil, wrong("%s: %w", own, err)
 		}
@@ -141,7 +142,7 @@ func (r *reach) tokens(need func(method string) access.Scope) (func(method strin
 	if r.CredentialsFile == "" {
 		return func(string) string { return "" }, nil
 	}
-	all, _, err := r.credentials()
+	all, err := r.credentials()
 	if err != nil {
 		return nil, wrong("%s: %w", credentialsFlag, err)
 	}

@@ -248,7 +248,7 @@ func checkMasterKeyFile(path string) api.Check {
 		k.Status, k.Detail = checkFail, err.Error()
 		return k
 	}
-	k.Detail = fmt.Sprintf("%s, current key %s, %d retired", path, ring.Current(), len(ring.KeyIDs())-1)
+	k.Detail = fmt.Sprintf("%s, first key %s, %d more", path, ring.Wanted(), len(ring.KeyIDs())-1)
 	return k
 }
 

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/syncgram/keyward/internal/keys"
+	"github.com/syncgram/keyward/internal/seal"
 	"github.com/syncgram/keyward/internal/sqlstore"
 )
 
@@ -197,6 +198,20 @@ func (l *lateStore) Leave(ctx context.Context, nodeID string) error {
 
 func (l *lateStore) EraseKeptAnswers(ctx context.Context, before time.Time) (int64, error) {
 	return with(l, func(s *sqlstore.Store) (int64, error) { return s.EraseKeptAnswers(ctx, before) })
+}
+
+// databaseID names the database, "" until it was opened.
+func (l *lateStore) databaseID() string {
+	if s := l.store.Load(); s != nil {
+		return s.DatabaseID()
+	}
+	return ""
+}
+
+// signer returns what nodes authenticate to each other by.
+func (l *lateStore) signer(ctx context.Context) (id string, signer seal.Signer, err error) {
+	err = l.do(func(s *sqlstore.Store) error { id, signer, err = s.Signer(ctx); return err })
+	return id, signer, err
 }
 
 // nodes returns the nodes that serve.

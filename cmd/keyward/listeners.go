@@ -8,6 +8,7 @@ import (
 	"github.com/syncgram/keyward/internal/access"
 	"github.com/syncgram/keyward/internal/door"
 	"github.com/syncgram/keyward/internal/reload"
+	"github.com/syncgram/keyward/internal/secretfile"
 )
 
 // innerListeners is where a server is verified and administered, and who may do it. Serve and the
@@ -75,14 +76,13 @@ func (l *innerListeners) check(o *outerListeners) error {
 	return nil
 }
 
-// credentials reads the credentials file. exposed is true when every user of the machine can.
-func (l *innerListeners) credentials() (all access.Credentials, exposed bool, err error) {
-	data, exposed, err := readSecretFile(l.CredentialsFile)
+// credentials reads the credentials file.
+func (l *innerListeners) credentials() (access.Credentials, error) {
+	data, err := secretfile.Read(l.CredentialsFile)
 	if err != nil {
-		return all, false, err
+		return access.Credentials{}, err
 	}
-	all, err = access.Parse(data)
-	return all, exposed, err
+	return access.Parse(data)
 }
 
 // watchCredentials returns what the credentials file holds now, at each call. It is nil when
@@ -94,10 +94,7 @@ func (l *innerListeners) watchCredentials(files *reload.Files) (current func() a
 		}
 		return func() access.Credentials { return access.Credentials{} }, nil
 	}
-	v, err := reload.Watch(files, "credentials", []string{l.CredentialsFile}, func() (access.Credentials, error) {
-		all, _, err := l.credentials()
-		return all, err
-	})
+	v, err := reload.Watch(files, "credentials", []string{l.CredentialsFile}, l.credentials)
 	if err != nil {
 		return nil, wrong("%s: %w", credentialsFlag, err)
 	}

@@ -17,7 +17,7 @@ import (
 
 type masterKeyCmd struct {
 	New    masterKeyNewCmd    `cmd:"" help:"Draw a master key."`
-	Rotate masterKeyRotateCmd `cmd:"" help:"Move a running server to the first key of its master key file."`
+	Rotate masterKeyRotateCmd `cmd:"" help:"Make the first key of a running server's master keys the database's."`
 }
 
 type masterKeyNewCmd struct {
@@ -27,7 +27,7 @@ type masterKeyNewCmd struct {
 
 // Help implements kong.HelpProvider.
 func (masterKeyNewCmd) Help() string {
-	return `Without --file the line goes to the standard output. With --file a new file is readable by its owner alone, and a file that is there keeps its keys, which become retired ones.
+	return `Without --file the line goes to the standard output. With --file a new file is readable by its owner alone, and a file that is there keeps its keys, its mode and its owner; the new key is its first. A running server goes on under the key the database has until ` + "`keyward master-key rotate`" + `.
 
 Example:
 
@@ -57,7 +57,7 @@ func addMasterKey(path, line string) error {
 	content := []byte(line + "\n")
 	if _, err := os.Stat(path); err == nil {
 		if _, err := seal.Load(path); err != nil {
-			return err // nothing is built on a file that no server would take
+			return err // nothing is built on a file that no server would accept
 		}
 		old, err := os.ReadFile(path)
 		if err != nil {
@@ -73,7 +73,8 @@ func addMasterKey(path, line string) error {
 	return writePrivate(path, content)
 }
 
-// writePrivate writes a file that only its owner can read and that is never seen half written.
+// writePrivate writes a file that only its owner can read and that is never seen half written. One that is there keeps its
+// mode and its owner.
 func writePrivate(path string, content []byte) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), ".keyward-*") // made 0600
 	if err != nil {
@@ -84,7 +85,12 @@ func writePrivate(path string, content []byte) (err error) {
 			_ = os.Remove(f.Name()) // the first error is the one to tell
 		}
 	}()
-	_, err = f.Write(content)
+	if old, statErr := os.Stat(path); statErr == nil {
+		err = keepOwner(f, old)
+	}
+	if err == nil {
+		_, err = f.Write(content)
+	}
 	if err == nil {
 		err = f.Sync()
 	}
@@ -104,9 +110,11 @@ type masterKeyRotateCmd struct {
 
 // Help implements kong.HelpProvider.
 func (masterKeyRotateCmd) Help() string {
-	return `The server reads its master key file again and seals every row under the first key. Nothing stops meanwhile, and repeating it is safe. It tells which keys may then leave the file.
+	return `The server reads its master keys again, makes the first one the database's, and authenticates every row again under it. Nothing stops meanwhile, and repeating it is safe. It tells which keys may then leave the files.
 
-Example:
+Every node must have the new key first, in any place of its file: the rotation has them read their files again, waits for up to 20 seconds, and then says which nodes lack the key and changes nothing.
+
+Example, with one file for all nodes:
 
     keyward master-key new --file /etc/keyward/master.key
     keyward master-key rotate`
@@ -118,7 +126,7 @@ func (c *masterKeyRotateCmd) Run(ctx context.Context, t *terminal) error {
 	if err != nil {
 		return err
 	}
-	p := t.progress("Sealing every row anew")
+	p := t.progress("Authenticating every row again")
 	var r api.Reseal
 	err = cl.call(ctx, http.MethodPost, "/v1/master-key/rotate", nil, &r)
 	p.done()
@@ -131,13 +139,13 @@ func (c *masterKeyRotateCmd) Run(ctx context.Context, t *terminal) error {
 			retire = strings.Join(r.RetireableKeyIDs, ", ")
 		}
 		rows := [][2]string{
-			{"rows sealed anew", strconv.FormatInt(r.RowsResealed, 10)},
+			{"rows authenticated again", strconv.FormatInt(r.RowsResealed, 10)},
 			{"audit entries", strconv.FormatInt(r.AuditResealed, 10)},
-			{"may leave the file", retire},
+			{"may leave the files", retire},
 		}
 		if r.KeptAnswers > 0 {
 			rows = append(rows, [2]string{"answers under old keys", fmt.Sprintf("%d, gone within 24 hours", r.KeptAnswers)})
 		}
-		return t.sheet(cell{"sealed under " + r.MasterKeyID, green}, rows)
+		return t.sheet(cell{"authenticated under " + r.MasterKeyID, green}, rows)
 	})
 }

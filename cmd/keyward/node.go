@@ -41,11 +41,11 @@ type nodeConfig struct {
 	clients     door.Clients
 	files       *reload.Files // that are read again when they change
 
-	database      sqlstore.Options
-	masterKeyFile string
-	ring          *seal.Ring
-	lease         time.Duration
-	advertise     string // where other nodes reach the verification listener; empty = where it listens
+	database   sqlstore.Options
+	masterKeys keySource
+	ring       *seal.Ring
+	lease      time.Duration
+	advertise  string // where other nodes reach the verification listener; empty = where it listens
 
 	probeEvery time.Duration  // 0 = no prober
 	probeRoots *x509.CertPool // of the other nodes' certificates; nil = the system's
@@ -66,6 +66,7 @@ type nodeConfig struct {
 type node struct {
 	cfg      nodeConfig
 	db       *lateStore
+	keys     *masterKeys
 	verifier *verify.Verifier
 	service  *keys.Service
 	metrics  *server.Metrics
@@ -109,6 +110,7 @@ func newNode(cfg nodeConfig) (*node, error) {
 	n := &node{cfg: cfg, metrics: server.NewMetrics(), notify: func(string) {}}
 	cfg.database.Ring, cfg.database.Logger, cfg.database.OnTampered = cfg.ring, cfg.logger, n.refuseRow
 	n.db = &lateStore{options: cfg.database}
+	n.keys = newMasterKeys(cfg.masterKeys, cfg.ring, n.db, cfg.logger)
 
 	var err error
 	n.verifier, err = verify.New(verify.Config{
@@ -134,7 +136,8 @@ func newNode(cfg nodeConfig) (*node, error) {
 	budget := max(leastBudget, 2*cfg.lease)
 	doors, err := server.New(server.Config{
 		Service: n.service, Authenticator: cfg.authenticator, Verifier: n.verifier,
-		Operations: &operations{db: n.db, verifier: n.verifier, ring: cfg.ring, masterKeyFile: cfg.masterKeyFile, logger: cfg.logger},
+		Operations: &operations{db: n.db, verifier: n.verifier, masterKeys: n.keys, logger: cfg.logger},
+		Responder:  &probe.Responder{Ring: cfg.ring, Verify: n.verifier.Verify, NodeID: n.verifier.NodeID, DatabaseID: n.db.databaseID},
 		Format:     cfg.format, Access: gate, AdminHosts: cfg.adminHosts, Clients: cfg.clients, CORSOrigins: cfg.corsOrigins,
 		Metrics: n.metrics, Logger: cfg.logger, Version: buildVersion(), Budget: budget,
 	})
@@ -170,12 +173,12 @@ func newNode(cfg nodeConfig) (*node, error) {
 	return n, nil
 }
 
-// addProber makes the prober, which asks the other nodes as their equal: with the same token and, where there is TLS, with
+// addProber makes the prober, which asks the other nodes as their equal: under the master key, and, where there is TLS, with
 // this node's own certificate.
 func (n *node) addProber(innerTLS *tls.Config, budget time.Duration) (err error) {
-	cfg := probe.Config{Service: n.service, Nodes: n.db.nodes, Every: n.cfg.probeEvery, Budget: budget, Logger: n.cfg.logger}
-	if n.cfg.credentials != nil {
-		cfg.Token = n.cfg.credentials().Plain(access.Verify)
+	cfg := probe.Config{
+		Service: n.service, Nodes: n.db.nodes, Signer: n.db.signer,
+		Every: n.cfg.probeEvery, Budget: budget, Logger: n.cfg.logger,
 	}
 	if innerTLS != nil {
 		cfg.TLS = &tls.Config{
@@ -278,6 +281,7 @@ func (n *node) run(ctx context.Context) error {
 	following, stopFollowing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopFollowing()
 	var follower, prober sync.WaitGroup
+	follower.Go(func() { n.keys.run(following) })
 	if err := n.db.open(ctx, n.waiting); err != nil {
 		cancel(err)
 	} else {
@@ -334,6 +338,10 @@ func (l *listener) flag() string {
 
 // waiting says that the database is away.
 func (n *node) waiting(err error, pause time.Duration) {
+	if errors.Is(err, seal.ErrUnknownKey) { // logged once by n.keys, which reads the keys again meanwhile
+		n.notify("STATUS=waiting for a master key\nEXTEND_TIMEOUT_USEC=30000000")
+		return
+	}
 	n.cfg.logger.Warn("waiting for the database; not ready until it answers", "error", err, "in", pause.String())
 	n.notify("STATUS=waiting for the database\nEXTEND_TIMEOUT_USEC=30000000")
 }

@@ -6,11 +6,12 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
+	"time"
 
 	"github.com/syncgram/keyward/api"
 	"github.com/syncgram/keyward/internal/keys"
-	"github.com/syncgram/keyward/internal/seal"
 	"github.com/syncgram/keyward/internal/server"
 	"github.com/syncgram/keyward/internal/sqlstore"
 	"github.com/syncgram/keyward/internal/verify"
@@ -18,11 +19,10 @@ import (
 
 // operations is what operators ask of a running node: server.Operations.
 type operations struct {
-	db            *lateStore
-	verifier      *verify.Verifier
-	ring          *seal.Ring
-	masterKeyFile string
-	logger        *slog.Logger
+	db         *lateStore
+	verifier   *verify.Verifier
+	masterKeys *masterKeys
+	logger     *slog.Logger
 
 	rotating  sync.Mutex
 	backingUp sync.Mutex
@@ -42,7 +42,13 @@ func (o *operations) VerifyAudit(ctx context.Context) (keys.AuditReport, error) 
 	})
 }
 
-// Rotate implements server.Operations.
+// How long a rotation waits for the nodes to have the new key: they look for it every two seconds.
+const (
+	rotateWait = 20 * time.Second
+	rotateLook = 250 * time.Millisecond
+)
+
+// Rotate implements server.Operations. The first key of this node's source becomes the database's once every registered node has it.
 func (o *operations) Rotate(ctx context.Context, op keys.Operator) (api.Reseal, error) {
 	s, err := o.db.opened()
 	if err != nil {
@@ -52,37 +58,120 @@ func (o *operations) Rotate(ctx context.Context, op keys.Operator) (api.Reseal, 
 		return api.Reseal{}, &keys.Error{Code: api.Unavailable, Detail: "A rotation is running already; ask again when it is done."}
 	}
 	defer o.rotating.Unlock()
-	if err := o.ring.Reload(o.masterKeyFile); err != nil {
-		o.logger.Error("the master key file cannot be used; nothing was changed", "error", err)
-		return api.Reseal{}, &keys.Error{Code: api.Unavailable, Detail: "The master key file cannot be used, and nothing was changed; the server's log says why."}
+	if err := o.masterKeys.reload(ctx); err != nil {
+		o.logger.Error("the master keys cannot be used; nothing was changed", "source", o.masterKeys.source.String(), "error", err)
+		return api.Reseal{}, &keys.Error{Code: api.Unavailable, Detail: "The master keys cannot be used, and nothing was changed; the server's log says why."}
 	}
-	r, err := s.Reseal(ctx, o.log("sealing every row anew"))
+	entry := keys.AuditEntry{Actor: op.AuditActor(), Action: keys.ActReseal, Outcome: keys.Done, RemoteAddress: op.RemoteAddress, RequestID: op.RequestID}
+	if err := o.switchKey(ctx, s, entry); err != nil {
+		return api.Reseal{}, err
+	}
+	r, err := s.Reseal(ctx, o.log("authenticating every row again"))
 	if err != nil {
 		return api.Reseal{}, err
 	}
 	for _, what := range r.Refused {
-		o.logger.Error("a row whose seal is bad was not sealed anew", "row", what)
+		o.logger.Error("a row that is not authentic was left as it is", "row", what)
 	}
-	answer := api.Reseal{MasterKeyID: o.ring.Current(), RowsResealed: r.Keys + r.Organizations, AuditResealed: r.AuditEntries}
+	current, _, err := s.MasterKey(ctx)
+	if err != nil {
+		return api.Reseal{}, err
+	}
+	answer := api.Reseal{MasterKeyID: current, RowsResealed: r.Keys + r.Organizations, AuditResealed: r.AuditEntries}
 	for _, kept := range r.KeptAnswers {
 		answer.KeptAnswers += kept
 	}
-	for _, id := range o.ring.KeyIDs()[1:] {
-		if r.Left == 0 && r.KeptAnswers[id] == 0 {
+	used, err := s.MasterKeysInUse(ctx)
+	if err != nil {
+		return api.Reseal{}, err
+	}
+	for _, id := range o.masterKeys.ring.KeyIDs() {
+		if !slices.Contains(used, id) {
 			answer.RetireableKeyIDs = append(answer.RetireableKeyIDs, id)
 		}
 	}
 	slices.Sort(answer.RetireableKeyIDs)
-	now, err := s.Now(ctx)
-	if err != nil {
-		return api.Reseal{}, err
+	entry.Detail = fmt.Sprintf("master_key=%s rows=%d audit_entries=%d left=%d", answer.MasterKeyID, answer.RowsResealed, answer.AuditResealed, r.Left)
+	return answer, o.record(ctx, s, entry)
+}
+
+func (o *operations) record(ctx context.Context, s *sqlstore.Store, entry keys.AuditEntry) (err error) {
+	if entry.At, err = s.Now(ctx); err != nil {
+		return err
 	}
-	err = s.Record(ctx, keys.AuditEntry{
-		At: now, Actor: op.AuditActor(), Action: keys.ActReseal, Outcome: keys.Done,
-		Detail:        fmt.Sprintf("master_key=%s rows=%d audit_entries=%d left=%d", answer.MasterKeyID, answer.RowsResealed, answer.AuditResealed, r.Left),
-		RemoteAddress: op.RemoteAddress, RequestID: op.RequestID,
-	})
-	return answer, err
+	return s.Record(ctx, entry)
+}
+
+// switchKey makes the wanted key the database's, or returns which nodes lack it.
+func (o *operations) switchKey(ctx context.Context, s *sqlstore.Store, entry keys.AuditEntry) error {
+	wanted := o.masterKeys.ring.Wanted()
+	signing, _, err := s.MasterKey(ctx)
+	if err != nil || signing == wanted {
+		return err
+	}
+	// A write that is awaited fences the nodes that are gone. Those that stay serve, and are asked.
+	commit, err := s.Write(ctx, keys.Reads{}, func(context.Context, keys.Tx) error { return nil })
+	if err == nil {
+		err = o.verifier.Await(ctx, commit)
+	}
+	if err == nil {
+		err = s.AskForMasterKey(ctx, wanted)
+	}
+	if err != nil {
+		return err
+	}
+	deadline := time.Now().Add(rotateWait)
+	for {
+		lacking, err := s.NodesWithout(ctx, wanted)
+		if err == nil && len(lacking) == 0 {
+			commit, lacking, err = s.SwitchMasterKey(ctx, wanted, entry)
+		}
+		switch {
+		case err != nil:
+			return err
+		case len(lacking) == 0:
+			o.logger.Info("the master key was switched", "from", signing, "to", wanted)
+			return o.verifier.Await(ctx, commit)
+		case time.Now().After(deadline):
+			detail := lackingDetail(wanted, o.masterKeys.ring.FingerprintOf(wanted), lacking)
+			o.logger.Error("the master key was not switched; nothing was changed", "reason", detail)
+			entry.Outcome, entry.Detail = string(api.MasterKeyMissing), fmt.Sprintf("master_key=%s nodes=%d", wanted, len(lacking))
+			if err := o.record(ctx, s, entry); err != nil {
+				return err
+			}
+			return &keys.Error{Code: api.MasterKeyMissing, Detail: detail}
+		}
+		select {
+		case <-time.After(rotateLook):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// maxNamed is how many nodes an answer names.
+const maxNamed = 20
+
+// lackingDetail says which nodes lack a master key, and why each counts as lacking it.
+func lackingDetail(id, fingerprint string, lacking []keys.ServingNode) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Nothing was changed: %d of the nodes lack the master key %s.", len(lacking), id)
+	for i := range lacking[:min(len(lacking), maxNamed)] {
+		n := &lacking[i]
+		why := "does not have it"
+		_, other := n.HasMasterKey(id, fingerprint)
+		switch {
+		case n.Genuine && other:
+			why = "has another key by that id"
+		case !n.Genuine && len(n.MasterKeys) == 0:
+			why = "runs an older version, which does not say"
+		case !n.Genuine:
+			why = "has a row that was not written by Keyward"
+		}
+		fmt.Fprintf(&b, " Node %s at %s %s.", n.ID, n.Address, why)
+	}
+	b.WriteString(" Give each node the key, after the first line of its source or before it, and rotate again.")
+	return b.String()
 }
 
 // log reports progress, a line each tenth.
@@ -117,19 +206,40 @@ func (o *operations) Checks(ctx context.Context) ([]api.Check, error) {
 		}
 		checks = append(checks, c)
 	}
-	file := api.Check{Name: "master key file", Status: checkOK, Detail: "current key " + o.ring.Current()}
-	switch ring, err := seal.Load(o.masterKeyFile); {
-	case err != nil:
-		o.logger.ErrorContext(ctx, "the master key file cannot be used any more", "error", err)
-		file.Status, file.Detail = checkFail, "cannot be used any more; the next start will fail, and the server's log says why"
-	case ring.Current() != o.ring.Current():
-		file.Status, file.Detail = checkWarn, "has a new first key "+ring.Current()+": run `keyward master-key rotate`"
-	}
+	file := o.checkMasterKeys(ctx)
 	survives := api.Check{Name: "revocation durability", Status: checkOK, Detail: string(mode) + ": an answered revocation survives " + mode.Meaning()}
 	if mode == sqlstore.Asynchronous {
 		survives.Status = checkWarn
 	}
 	return append(checks, survives, o.checkAnnouncements(), o.checkState(ctx), o.checkRows(), file), nil
+}
+
+// checkMasterKeys checks the source that the next start would read, and whether its first key is the database's.
+func (o *operations) checkMasterKeys(ctx context.Context) api.Check {
+	c := api.Check{Name: "master keys", Status: checkFail}
+	signing, err := with(o.db, func(s *sqlstore.Store) (string, error) { id, _, err := s.MasterKey(ctx); return id, err })
+	if err != nil {
+		o.logger.ErrorContext(ctx, "the database's master key could not be read", "error", err)
+		c.Detail = "could not be checked; the server's log says why"
+		return c
+	}
+	ring := o.masterKeys.ring
+	if o.masterKeys.source.command == "" { // a command is not run for a check
+		if ring, err = o.masterKeys.source.read(ctx); err != nil {
+			o.logger.ErrorContext(ctx, "the master key file cannot be used any more", "error", err)
+			c.Detail = "the file cannot be used any more; the next start will fail, and the server's log says why"
+			return c
+		}
+	}
+	switch {
+	case !ring.Has(signing):
+		c.Detail = "lack the database's key " + signing + ": put its line back"
+	case ring.Wanted() != signing:
+		c.Status, c.Detail = checkWarn, "the first key "+ring.Wanted()+" is not the database's, "+signing+": run `keyward master-key rotate`"
+	default:
+		c.Status, c.Detail = checkOK, "the database's key is "+signing
+	}
+	return c
 }
 
 // checkState checks what the database says of itself as a whole.

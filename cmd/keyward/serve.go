@@ -19,7 +19,6 @@ import (
 	"github.com/syncgram/keyward/internal/identity"
 	"github.com/syncgram/keyward/internal/logsink"
 	"github.com/syncgram/keyward/internal/reload"
-	"github.com/syncgram/keyward/internal/seal"
 	"github.com/syncgram/keyward/internal/secretfile"
 	"github.com/syncgram/keyward/internal/sqlstore"
 	"github.com/syncgram/keyward/token"
@@ -113,9 +112,10 @@ type serveCmd struct {
 	callers
 	CORSOrigins []string `setting:"" name:"cors-origins" group:"Listeners:" help:"Exact origins, separated by commas, whose pages may call the management API. None by default." placeholder:"ORIGIN"`
 
-	database      `group:"Data:"`
-	MasterKeyFile string   `setting:"" type:"path" group:"Data:" help:"Required. Lines <id>:<base64 of 32 bytes>, the first current, the others retired; nobody but the owner may read it." placeholder:"FILE"`
-	Lease         duration `setting:"" default:"10s" group:"Data:" help:"How long verification rides out a database that is away, 1s to 5m. A write waits 1.25 times as long for a node that died." placeholder:"DURATION"`
+	database         `group:"Data:"`
+	MasterKeyFile    string   `setting:"" type:"path" group:"Data:" help:"Lines <id>:<base64 of 32 bytes>, the first wanted, the others retired; nobody beyond its owner and group may read it. This or a command is required." placeholder:"FILE"`
+	MasterKeyCommand string   `setting:"" group:"Data:" help:"A command that prints such lines, run by /bin/sh at start, on SIGHUP, for a rotation and when a key is missing; it has 30 seconds." placeholder:"COMMAND"`
+	Lease            duration `setting:"" default:"10s" group:"Data:" help:"How long verification rides out a database that is away, 1s to 5m. A write waits 1.25 times as long for a node that died." placeholder:"DURATION"`
 
 	ProbeEvery  duration         `setting:"" default:"1m" group:"Many nodes:" help:"Time between two probes: one node in turn mints a key of its own, ends it, and asks every node about it before and after. At least 5s; 0s is off. With SQLite there is one node, and no prober." placeholder:"DURATION"`
 	Advertise   advertiseAddress `setting:"" group:"Many nodes:" help:"Where the other nodes reach this node's verification listener. By default where it listens, under this machine's name if that is every address." placeholder:"HOST:PORT"`
@@ -171,6 +171,7 @@ func (c *serveCmd) Run(ctx context.Context, t *terminal) error {
 	n.metrics.WatchLog(log.Dropped)
 	n.reloads.add(func(context.Context) { n.cfg.files.All() })
 	n.reloads.add(func(context.Context) { n.cfg.authenticator.Reload() })
+	n.reloads.add(func(context.Context) { n.keys.readAgain() })
 	go n.reloads.run(ctx, t.hangups, logger)
 	notifier := newNotifier(t.env)
 	defer notifier.close()
@@ -209,8 +210,10 @@ func (c *serveCmd) check() error {
 		return err
 	}
 	switch {
-	case c.MasterKeyFile == "":
-		return wrong("--master-key-file (KEYWARD_MASTER_KEY_FILE) is required; make one with `keyward master-key new --file master.key`")
+	case c.MasterKeyFile == "" && c.MasterKeyCommand == "":
+		return wrong("--master-key-file (KEYWARD_MASTER_KEY_FILE) or --master-key-command (KEYWARD_MASTER_KEY_COMMAND) is required; make a file with `keyward master-key new --file master.key`")
+	case c.MasterKeyFile != "" && c.MasterKeyCommand != "":
+		return wrong("--master-key-file (KEYWARD_MASTER_KEY_FILE) and --master-key-command (KEYWARD_MASTER_KEY_COMMAND): only one can be set")
 	case (c.JWTJWKS == "") == (c.JWTHS256SecretFile == ""):
 		return wrong("exactly one of --jwt-jwks (KEYWARD_JWT_JWKS) and --jwt-hs256-secret-file (KEYWARD_JWT_HS256_SECRET_FILE) is required")
 	case c.JWTIssuer == nil:
@@ -246,7 +249,7 @@ func (c *serveCmd) node(ctx context.Context, logger *slog.Logger) (*node, error)
 	}
 	cfg := nodeConfig{
 		listen: string(c.Listen), verifyListen: string(c.VerifyListen), adminListen: string(c.AdminListen), extAuthzListen: string(c.ExtAuthzListen),
-		database: c.database.options(), masterKeyFile: c.MasterKeyFile,
+		database: c.database.options(), masterKeys: keySource{c.MasterKeyFile, c.MasterKeyCommand},
 		requiredRoles: c.JWTRoles, requireRegistered: c.RequireRegisteredOrganizations,
 		maxExpiresInDays: c.MaxExpiresInDays, maxOverlap: time.Duration(c.MaxOverlap), lease: time.Duration(c.Lease),
 		advertise: string(c.Advertise), probeEvery: time.Duration(c.ProbeEvery),
@@ -267,7 +270,10 @@ func (c *serveCmd) node(ctx context.Context, logger *slog.Logger) (*node, error)
 	if cfg.format, err = token.NewFormat(c.SecretPrefix); err != nil {
 		return nil, wrong("--secret-prefix (KEYWARD_SECRET_PREFIX): %w", err)
 	}
-	if cfg.ring, err = seal.Load(c.MasterKeyFile); err != nil {
+	if cfg.ring, err = cfg.masterKeys.read(ctx); err != nil {
+		if c.MasterKeyCommand != "" {
+			return nil, wrong("--master-key-command (KEYWARD_MASTER_KEY_COMMAND): %w", err)
+		}
 		return nil, wrong("--master-key-file (KEYWARD_MASTER_KEY_FILE): %w", err)
 	}
 	if err := c.setAccess(&cfg); err != nil {
@@ -298,11 +304,6 @@ func (c *serveCmd) setAccess(cfg *nodeConfig) (err error) {
 	if !cfg.credentials().Any(access.Operate) {
 		cfg.logger.Warn("no credential has the scope operate: nothing can be administered", "file", c.CredentialsFile)
 	}
-	if c.CredentialsFile != "" {
-		if _, exposed, err := c.innerListeners.credentials(); err == nil && exposed {
-			cfg.logger.Warn("every user of this machine can read the credentials: chmod 640 the file", "file", c.CredentialsFile)
-		}
-	}
 	return nil
 }
 
@@ -315,15 +316,8 @@ func (c *serveCmd) authenticator(ctx context.Context, logger *slog.Logger) (*ide
 	at := "--jwt-jwks (KEYWARD_JWT_JWKS)"
 	if c.JWTHS256SecretFile != "" {
 		at = "--jwt-hs256-secret-file (KEYWARD_JWT_HS256_SECRET_FILE)"
-		_, exposed, err := readSecretFile(c.JWTHS256SecretFile)
-		if err != nil {
-			return nil, wrong("%s: %w", at, err)
-		}
-		if exposed {
-			logger.Warn("every user of this machine can read the HS256 secret and so sign tokens: chmod 640 the file", "file", c.JWTHS256SecretFile)
-		}
 		cfg.HS256Read = func() ([]byte, error) {
-			data, _, err := readSecretFile(c.JWTHS256SecretFile)
+			data, err := secretfile.Read(c.JWTHS256SecretFile)
 			return withoutNewline(data), err
 		}
 	}

@@ -170,8 +170,8 @@ func TestR5Refused(t *testing.T) {
 	}
 }
 
-// R5: a server that got another master key than the database was sealed under does not start.
-func TestR5WrongMasterKey(t *testing.T) {
+// R10: a server that lacks the master key of its database says so once, decides nothing, and serves once its file has the key.
+func TestR10MissingMasterKeyAtStart(t *testing.T) {
 	t.Parallel()
 	for name, url := range map[string]func(*testing.T, string) string{
 		"sqlite":   func(_ *testing.T, dir string) string { return "sqlite:" + filepath.Join(dir, "keyward.db") },
@@ -188,15 +188,21 @@ func TestR5WrongMasterKey(t *testing.T) {
 			if err := os.Rename(masterKey, masterKey+".away"); err != nil {
 				t.Fatal(err)
 			}
-			wrong := keywardtest.Run(t, keywardtest.Options{Dir: dir, Args: keywardtest.ServeArgs(t, o)})
-			if code := wrong.Wait(t); code != 1 || !strings.Contains(wrong.Stderr(), "keyward: the database is sealed under a master key that is missing") {
-				t.Errorf("exit code %d, %s", code, wrong.Stderr())
+			o.NotReady = true
+			p = keywardtest.Start(t, o)
+			p.WaitLog(t, "this node lacks a master key")
+			if resp, _ := request(t, "POST", p.Verification+"/v1/verify", "", `{"key":"`+k.Key+`"}`); resp.StatusCode != http.StatusServiceUnavailable {
+				t.Errorf("without the key: %d", resp.StatusCode)
 			}
 			if err := os.Rename(masterKey+".away", masterKey); err != nil {
 				t.Fatal(err)
 			}
-			if v := verdict(t, p.Restart(t), k.Key); !v.Valid {
+			p.WaitReady(t)
+			if v := verdict(t, p, k.Key); !v.Valid {
 				t.Errorf("with the right one again: %+v", v)
+			}
+			if n := strings.Count(p.Stderr(), "lacks a master key"); n != 1 || strings.Contains(p.Stderr(), "waiting for the database") {
+				t.Errorf("%d lines about the key:\n%s", n, p.Stderr())
 			}
 		})
 	}

@@ -3,11 +3,8 @@ package main
 import (
 	"bytes"
 	"errors"
-	"fmt"
-	"io"
 	"net"
 	"net/url"
-	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -247,31 +244,6 @@ func (a listenAddress) takes(b listenAddress) bool {
 		return false
 	}
 	return strings.EqualFold(hostA, hostB) || hostA == "" || hostB == ""
-}
-
-// maxSecretFile bounds the small files that hold a secret.
-const maxSecretFile = 64 << 10
-
-// readSecretFile reads a small file. exposed is true when others than its owner and group may
-// read it.
-func readSecretFile(path string) (data []byte, exposed bool, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, false, err
-	}
-	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, false, err
-	}
-	data, err = io.ReadAll(io.LimitReader(f, maxSecretFile+1))
-	switch {
-	case err != nil:
-		return nil, false, err
-	case len(data) > maxSecretFile:
-		return nil, false, fmt.Errorf("%s is larger than %d KiB", path, maxSecretFile>>10)
-	}
-	return data, info.Mode().IsRegular() && info.Mode().Perm()&0o007 != 0, nil
 }
 
 // secretLines returns the lines of a file without those that are empty or start with #.

@@ -35,6 +35,7 @@ var problemKinds = map[api.Code]problemKind{
 	api.IdempotencyResultGone: {http.StatusConflict, "Idempotent result gone"},
 	api.KeyNotFound:           {http.StatusNotFound, "API key not found"},
 	api.KeyNotActive:          {http.StatusConflict, "API key not active"},
+	api.MasterKeyMissing:      {http.StatusConflict, "Master key missing"},
 	api.OrganizationNotFound:  {http.StatusNotFound, "Organization not found"},
 	api.RouteNotFound:         {http.StatusNotFound, "Route not found"},
 	api.MethodNotAllowed:      {http.StatusMethodNotAllowed, "Method not allowed"},

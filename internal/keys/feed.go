@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/syncgram/keyward/internal/seal"
 )
 
 // Feed is what verification needs of a database: all rows once, then what changed,
@@ -80,6 +82,10 @@ type Mark struct {
 // ErrDiverged is what a Feed answers to a mark of a history that is not its own.
 var ErrDiverged = errors.New("keys: the database lost writes that this node has seen")
 
+// ErrUnknownKey is what a Feed answers where it would have to read what is under a master key that this node lacks: it cannot be
+// decided whether that is authentic (R10).
+var ErrUnknownKey = seal.ErrUnknownKey
+
 // ErrOutdated is what a Feed answers to a program that knows an older version of the lease protocol than the database demands.
 var ErrOutdated = errors.New("keys: the database asks for a newer version of the lease protocol than this program has: run the newer program")
 
@@ -138,15 +144,33 @@ type Node struct {
 	Address string // where the verification listener is reached
 	Version string
 	Lease   time.Duration // how long a renewal lasts here; a writer waits for the longest
+
+	// The store sets these when it registers the node and when the node's keys change.
+	DatabaseID string
+	MasterKeys []seal.KeyFingerprint // of the keys it has; nil = a program of an older version, which does not say
 }
 
-// Sealed returns the bytes the seal of a node's row covers: what the node says of itself. Other nodes show its address their
-// internal token, so they ask only where a row is sealed.
+// Sealed returns the bytes that the MAC of a node's row covers: what the node says of itself, and in which database. So a
+// row of another database, whose addresses may be other machines' by now, is not authentic here.
 func (n *Node) Sealed() []byte {
 	var b sealedBytes
-	b.text(n.ID, n.Address, n.Version)
+	b.text(n.DatabaseID, n.ID, n.Address, n.Version)
 	b.number(n.Lease.Microseconds())
+	for _, k := range n.MasterKeys {
+		b.text(k.ID, k.Fingerprint)
+	}
 	return b
+}
+
+// HasMasterKey reports whether the node says that it has the key with that fingerprint, and other whether it has another key
+// under the same id.
+func (n *Node) HasMasterKey(id, fingerprint string) (has, other bool) {
+	for _, k := range n.MasterKeys {
+		if k.ID == id {
+			return k.Fingerprint == fingerprint, k.Fingerprint != fingerprint
+		}
+	}
+	return false, false
 }
 
 // ServingNode is a node's row as another node sees it.
@@ -155,7 +179,8 @@ type ServingNode struct {
 	Protocol   int
 	Applied    int64 // the revision it acknowledged last; -1 = none yet
 	RenewedAgo time.Duration
-	Genuine    bool // the seal over what the node says of itself holds
+	Genuine    bool // the MAC over what the node says of itself holds
+	Undecided  bool // whether it holds cannot be decided: it is under a master key that this node does not have
 }
 
 // LeaseProtocol is the version of the lease protocol this program speaks. A database says which is the oldest that may serve,

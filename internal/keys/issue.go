@@ -211,12 +211,17 @@ func (s *Service) owned(ctx context.Context, tx Tx, c Call, id string) (Key, err
 	return k, err
 }
 
+// scope is what an idempotency key is unique in, with the key (C15).
+func (a *issuance) scope(c Call) []string {
+	return []string{c.Principal.OrganizationID, c.Principal.User, string(a.action), a.idempotencyKey}
+}
+
 // issue answers an issuance from its kept answer, or carries it out in one transaction: gate,
 // replay, refusals, rate, new row, kept answer, audit (C2).
 func (s *Service) issue(ctx context.Context, c Call, a issuance) (Issued, error) {
 	var handles []Handle
 	if a.idempotencyKey != "" {
-		for _, h := range s.cfg.Ring.Handles(c.Principal.OrganizationID, c.Principal.User, string(a.action), a.idempotencyKey) {
+		for _, h := range s.cfg.Ring.Handles(a.scope(c)...) {
 			handles = append(handles, h)
 		}
 		if !s.begin(handles[0]) {
@@ -247,7 +252,7 @@ func (s *Service) issue(ctx context.Context, c Call, a issuance) (Issued, error)
 				return err
 			}
 		}
-		issued, err = s.carryOut(ctx, tx, c, a, handles, o)
+		issued, err = s.carryOut(ctx, tx, c, a, o)
 		return err
 	})
 	if errors.Is(err, errReplay) {
@@ -269,7 +274,7 @@ func (s *Service) issue(ctx context.Context, c Call, a issuance) (Issued, error)
 }
 
 // carryOut is the body of an issuing transaction.
-func (s *Service) carryOut(ctx context.Context, tx Tx, c Call, a issuance, handles []Handle, o Organization) (Issued, error) {
+func (s *Service) carryOut(ctx context.Context, tx Tx, c Call, a issuance, o Organization) (Issued, error) {
 	k, err := a.prepare(ctx, tx, o)
 	if err != nil {
 		return Issued{}, err
@@ -299,8 +304,8 @@ func (s *Service) carryOut(ctx context.Context, tx Tx, c Call, a issuance, handl
 	if issued.Body, err = s.cfg.Render(issued); err != nil {
 		return Issued{}, err
 	}
-	if len(handles) > 0 {
-		if err := s.keep(ctx, tx, a, handles[0], issued); err != nil {
+	if a.idempotencyKey != "" {
+		if err := s.keep(ctx, tx, c, a, issued); err != nil {
 			return Issued{}, err
 		}
 	}
@@ -349,17 +354,16 @@ func (s *Service) finish(h Handle) {
 	delete(s.running, h)
 }
 
-// keep seals the answer under the master key and the client's own key (C17).
-func (s *Service) keep(ctx context.Context, tx Tx, a issuance, h Handle, issued Issued) error {
-	r := Replay{Handle: h, KeyID: issued.Key.ID, CreatedAt: tx.Now(), MasterKeyID: s.cfg.Ring.Current()}
+// keep encrypts the answer under the database's master key and the client's own key (C17). The lookup hash is under
+// the same key, which every node has, whatever the order of the keys in its file.
+func (s *Service) keep(ctx context.Context, tx Tx, c Call, a issuance, issued Issued) error {
+	signer := tx.Signer()
+	r := Replay{Handle: signer.Handle(a.scope(c)...), KeyID: issued.Key.ID, CreatedAt: tx.Now(), MasterKeyID: signer.KeyID()}
 	var err error
 	if r.Fingerprint, err = s.cfg.Ring.Fingerprint(r.MasterKeyID, a.request); err != nil {
 		return err
 	}
-	sealed := s.cfg.Ring.SealAnswer(a.idempotencyKey, issued.Body, bound(&r))
-	if sealed.KeyID != r.MasterKeyID {
-		return errors.New("keys: the master key changed while an answer was sealed")
-	}
+	sealed := signer.SealAnswer(a.idempotencyKey, issued.Body, bound(&r))
 	r.Salt, r.Sealed = sealed.Salt, sealed.Sealed
 	return tx.KeepReplay(ctx, r)
 }

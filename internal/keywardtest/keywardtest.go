@@ -106,6 +106,8 @@ type Options struct {
 	Stdout, Stderr *os.File
 	// Stdin is what the process reads.
 	Stdin io.Reader
+	// User starts the process as another user; only root can.
+	User *syscall.Credential
 	// NotReady returns from Start once the listeners are there, without waiting for readiness.
 	NotReady bool
 }
@@ -202,6 +204,15 @@ func Run(tb testing.TB, o Options) *Process {
 		p.cmd.Stderr = o.Stderr
 	}
 	p.cmd.SysProcAttr = DieWithParent(syscall.SIGKILL)
+	if o.User != nil {
+		if p.cmd.SysProcAttr == nil {
+			p.cmd.SysProcAttr = new(syscall.SysProcAttr)
+		}
+		p.cmd.SysProcAttr.Credential = o.User
+		if err := os.Chmod(binaries.folder, 0o711); err != nil { // that user has to get at the binary
+			tb.Fatal(err)
+		}
+	}
 	if err := p.cmd.Start(); err != nil {
 		tb.Fatal(err)
 	}

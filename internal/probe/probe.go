@@ -22,6 +22,7 @@ import (
 
 	"github.com/syncgram/keyward/api"
 	"github.com/syncgram/keyward/internal/keys"
+	"github.com/syncgram/keyward/internal/seal"
 	"github.com/syncgram/keyward/token"
 )
 
@@ -32,13 +33,15 @@ type Service interface {
 	EndProbe(ctx context.Context, secret token.Secret) error
 }
 
-// Config says how a Prober works. Service, Nodes and Every are required.
+// Config says how a Prober works. Service, Nodes, Signer and Every are required.
 type Config struct {
 	Service Service
 	Nodes   func(ctx context.Context) ([]keys.ServingNode, error) // those registered now
 	Every   time.Duration                                         // between two probes of the whole deployment
 
-	Token  string        // what the verification listeners ask for; empty = nothing
+	// Signer returns the database's id and the signer of its master key, by which nodes know each other.
+	Signer func(ctx context.Context) (databaseID string, s seal.Signer, err error)
+
 	TLS    *tls.Config   // of a client of the verification listeners; nil = they are asked in the clear
 	Budget time.Duration // of each of the two writes; 0 = 30 s
 	Logger *slog.Logger
@@ -52,7 +55,7 @@ const (
 	idleTime    = 10 * time.Second // shorter than a node keeps a connection open for
 	jitterOf    = 10               // a wait is at most a tenth longer
 	usualBudget = 30 * time.Second
-	verifyPath  = "/v1/verify"
+	probePath   = "/v1/probe"
 )
 
 // answer is what a node said of the secret.
@@ -61,8 +64,8 @@ type answer string
 const (
 	accepted    answer = "accepted"
 	refused     answer = "refused"
-	undecided   answer = "undecided"   // 503, or anything else that is no verdict
-	unreachable answer = "unreachable" // nothing in time
+	undecided   answer = "undecided"   // the node says that it cannot decide
+	unreachable answer = "unreachable" // nothing in time, or nothing that the node itself said
 )
 
 // What had become of the secret when it was asked about.
@@ -80,8 +83,8 @@ type Prober struct {
 
 // New returns a Prober that does nothing yet.
 func New(cfg Config) (*Prober, error) {
-	if cfg.Service == nil || cfg.Nodes == nil || cfg.Every <= 0 {
-		return nil, errors.New("probe: a service, the nodes and a time between probes are required")
+	if cfg.Service == nil || cfg.Nodes == nil || cfg.Signer == nil || cfg.Every <= 0 {
+		return nil, errors.New("probe: a service, the nodes, a signer and a time between probes are required")
 	}
 	if cfg.Budget == 0 {
 		cfg.Budget = usualBudget
@@ -91,7 +94,7 @@ func New(cfg Config) (*Prober, error) {
 	}
 	return &Prober{cfg: cfg, metrics: newMetrics(), client: &http.Client{
 		Timeout: askTime,
-		// No proxy, and no redirect is followed: the secret and the token are for the address in the node's row alone.
+		// No proxy, and no redirect is followed: a question is for the address in the node's row alone.
 		Transport:     &http.Transport{TLSClientConfig: cfg.TLS, MaxIdleConnsPerHost: 1, IdleConnTimeout: idleTime},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil
@@ -159,34 +162,45 @@ func (p *Prober) end(ctx context.Context, secret token.Secret) error {
 // probe asks every node about a secret that was minted, ends it, and asks again. The nodes are listed before the end, so that one
 // which the end fences, because it stands still, is asked too.
 func (p *Prober) probe(ctx context.Context, secret token.Secret) error {
-	body, err := json.Marshal(api.VerifyKey{Key: secret.Reveal()})
-	if err != nil {
-		return err
-	}
 	nodes, err := p.nodes(ctx)
+	var by asker
+	if err == nil {
+		by.databaseID, by.signer, err = p.cfg.Signer(ctx)
+	}
 	if err != nil {
 		return errors.Join(err, p.end(ctx, secret))
 	}
-	minted := p.askAll(ctx, nodes, body)
+	by.secret = secret.Reveal()
+	minted := p.askAll(ctx, nodes, by)
 	if err := p.end(ctx, secret); err != nil {
 		// Whether the secret was in force all the while is not known, so that it was refused says nothing.
 		p.count(actMint, slices.DeleteFunc(minted, func(r reply) bool { return r.answer == refused }))
 		return err
 	}
 	p.count(actMint, minted)
-	p.count(actEnd, p.askAll(ctx, nodes, body))
+	p.count(actEnd, p.askAll(ctx, nodes, by))
 	return nil
 }
 
-// nodes returns those whose row was sealed by a node. The address in any other row was written by somebody who wants the
-// token and the secret for himself.
+// asker is what the questions of one probe have in common.
+type asker struct {
+	databaseID, secret string
+	signer             seal.Signer
+}
+
+// nodes returns those whose row is authentic. What else is in the table was written by somebody else.
 func (p *Prober) nodes(ctx context.Context) ([]keys.ServingNode, error) {
 	all, err := p.cfg.Nodes(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read the nodes: %w", err)
 	}
 	return slices.DeleteFunc(all, func(n keys.ServingNode) bool {
-		if !n.Genuine {
+		switch {
+		case n.Undecided:
+			p.cfg.Logger.Warn("a node's row is authenticated under a master key that this node lacks; it is not asked", "node", n.ID)
+		case !n.Genuine && n.MasterKeys == nil:
+			p.cfg.Logger.Warn("a node runs an older version, which cannot be probed; it is not asked", "node", n.ID)
+		case !n.Genuine:
 			p.cfg.Logger.Error("a node's row was not written by Keyward; it is not asked", "node", n.ID)
 		}
 		return !n.Genuine
@@ -201,7 +215,7 @@ type reply struct {
 }
 
 // askAll asks every node.
-func (p *Prober) askAll(ctx context.Context, nodes []keys.ServingNode, body []byte) []reply {
+func (p *Prober) askAll(ctx context.Context, nodes []keys.ServingNode, by asker) []reply {
 	replies := make([]reply, len(nodes))
 	places := make(chan struct{}, askAtOnce)
 	var asking sync.WaitGroup
@@ -209,7 +223,7 @@ func (p *Prober) askAll(ctx context.Context, nodes []keys.ServingNode, body []by
 		places <- struct{}{}
 		asking.Go(func() {
 			defer func() { <-places }()
-			a, err := p.ask(ctx, n.Address, body)
+			a, err := p.ask(ctx, &n.Node, by)
 			replies[i] = reply{n, a, err}
 		})
 	}
@@ -218,8 +232,12 @@ func (p *Prober) askAll(ctx context.Context, nodes []keys.ServingNode, body []by
 }
 
 // ask asks one node. The error says why there was no verdict; it holds nothing of what the node sent.
-func (p *Prober) ask(ctx context.Context, address string, body []byte) (answer, error) {
-	u := url.URL{Scheme: "http", Host: address, Path: verifyPath}
+func (p *Prober) ask(ctx context.Context, n *keys.Node, by asker) (answer, error) {
+	body, bound, err := newQuestion(by.signer, by.databaseID, n.ID, by.secret, time.Now())
+	if err != nil {
+		return unreachable, err
+	}
+	u := url.URL{Scheme: "http", Host: n.Address, Path: probePath}
 	if p.cfg.TLS != nil {
 		u.Scheme = "https"
 	}
@@ -228,30 +246,23 @@ func (p *Prober) ask(ctx context.Context, address string, body []byte) (answer, 
 		return unreachable, errors.New("the address cannot be read")
 	}
 	r.Header.Set("Content-Type", "application/json")
-	if p.cfg.Token != "" {
-		r.Header.Set("Authorization", "Bearer "+p.cfg.Token)
-	}
 	resp, err := p.client.Do(r)
 	if err != nil {
 		return unreachable, err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return undecided, fmt.Errorf("it answered %d", resp.StatusCode)
+		return unreachable, fmt.Errorf("it answered %d", resp.StatusCode)
 	}
-	var verdict struct {
-		Valid *bool `json:"valid"`
-	}
-	err = json.NewDecoder(io.LimitReader(resp.Body, mostAnswer)).Decode(&verdict)
+	var said api.ProbeAnswer
+	err = json.NewDecoder(io.LimitReader(resp.Body, mostAnswer)).Decode(&said)
 	switch {
 	case ctx.Err() != nil, errors.Is(err, context.DeadlineExceeded), isTimeout(err):
 		return unreachable, errors.New("its answer was not complete in time")
-	case err != nil || verdict.Valid == nil:
-		return undecided, errors.New("it did not answer as Keyward does")
-	case *verdict.Valid:
-		return accepted, nil
+	case err != nil:
+		return unreachable, errors.New("it did not answer as Keyward does")
 	}
-	return refused, nil
+	return read(by.signer, bound, said)
 }
 
 func isTimeout(err error) bool {

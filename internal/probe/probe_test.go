@@ -20,10 +20,12 @@ import (
 
 	"github.com/syncgram/keyward/api"
 	"github.com/syncgram/keyward/internal/keys"
+	"github.com/syncgram/keyward/internal/seal"
+	"github.com/syncgram/keyward/internal/verify"
 	"github.com/syncgram/keyward/token"
 )
 
-const internalToken = "internal-token-of-the-test"
+const databaseID = "database-of-the-test"
 
 // world is a deployment: what is true of the secret, and how each node answers about it.
 type world struct {
@@ -33,6 +35,7 @@ type world struct {
 	wait   time.Duration
 	errors map[string]error // by "mint", "end", "nodes"
 	nodes  []keys.ServingNode
+	ring   *seal.Ring
 	log    bytes.Buffer
 }
 
@@ -62,17 +65,61 @@ func (w *world) serving(context.Context) ([]keys.ServingNode, error) {
 	return append([]keys.ServingNode(nil), w.nodes...), w.errors["nodes"]
 }
 
-// honest answers as it is, to who shows the token and asks as it must be asked.
-func (w *world) honest(rw http.ResponseWriter, r *http.Request) {
+// verify is the verdict of an honest node.
+func (w *world) verify(_ context.Context, r verify.Request) (verify.Verdict, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	var asked api.VerifyKey
-	if err := json.NewDecoder(r.Body).Decode(&asked); err != nil || asked.Key != w.secret.Reveal() ||
-		r.Method != http.MethodPost || r.URL.Path != "/v1/verify" || r.Header.Get("Authorization") != "Bearer "+internalToken {
-		rw.WriteHeader(http.StatusUnauthorized)
-		return
+	switch {
+	case r.Secret != w.secret.Reveal():
+		return verify.Verdict{Reason: keys.Unknown}, nil
+	case w.active:
+		return verify.Verdict{Reason: keys.Valid}, nil
 	}
-	fmt.Fprintf(rw, `{"valid":%t}`, w.active)
+	return verify.Verdict{Reason: keys.Revoked}, nil
+}
+
+// node answers as the node n1, by what verify says.
+func (w *world) node(t *testing.T, verify func(context.Context, verify.Request) (verify.Verdict, error)) http.HandlerFunc {
+	responder := Responder{
+		Ring: w.ring, Verify: verify,
+		NodeID: func() string { return "n1" }, DatabaseID: func() string { return databaseID },
+	}
+	return func(rw http.ResponseWriter, r *http.Request) {
+		var asked api.ProbeQuestion
+		if err := json.NewDecoder(r.Body).Decode(&asked); err != nil || r.Method != http.MethodPost || r.URL.Path != "/v1/probe" || r.Header.Get("Authorization") != "" {
+			t.Errorf("%s %s, %v", r.Method, r.URL, err)
+		}
+		said, err := responder.Answer(r.Context(), asked)
+		if err != nil {
+			rw.WriteHeader(http.StatusBadRequest)
+			return
+		}
+		_ = json.NewEncoder(rw).Encode(said)
+	}
+}
+
+func says(reason keys.Reason, err error) func(context.Context, verify.Request) (verify.Verdict, error) {
+	return func(context.Context, verify.Request) (verify.Verdict, error) {
+		return verify.Verdict{Reason: reason}, err
+	}
+}
+
+func newRing(t *testing.T) *seal.Ring {
+	t.Helper()
+	line, err := seal.NewLine("m1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ring, err := seal.Parse([]byte(line))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ring
+}
+
+func (w *world) signer(context.Context) (string, seal.Signer, error) {
+	s, err := w.ring.Signer("m1")
+	return databaseID, s, err
 }
 
 // add starts a node.
@@ -80,7 +127,7 @@ func (w *world) add(t *testing.T, id string, genuine bool, answer http.HandlerFu
 	t.Helper()
 	s := httptest.NewServer(answer)
 	t.Cleanup(s.Close)
-	w.nodes = append(w.nodes, keys.ServingNode{Node: keys.Node{ID: id, Address: strings.TrimPrefix(s.URL, "http://")}, Genuine: genuine})
+	w.nodes = append(w.nodes, keys.ServingNode{Node: keys.Node{ID: id, Address: strings.TrimPrefix(s.URL, "http://"), MasterKeys: []seal.KeyFingerprint{{ID: "m1"}}}, Genuine: genuine})
 }
 
 func newWorld(t *testing.T) (*world, *Prober) {
@@ -89,11 +136,11 @@ func newWorld(t *testing.T) (*world, *Prober) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{errors: map[string]error{}}
+	w := &world{errors: map[string]error{}, ring: newRing(t)}
 	if w.secret, err = format.Generate(keys.Test); err != nil {
 		t.Fatal(err)
 	}
-	p, err := New(Config{Service: w, Nodes: w.serving, Every: time.Minute, Token: internalToken, Logger: slog.New(slog.NewJSONHandler(&w.log, nil))})
+	p, err := New(Config{Service: w, Nodes: w.serving, Every: time.Minute, Signer: w.signer, Logger: slog.New(slog.NewJSONHandler(&w.log, nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,9 +172,7 @@ func figures(t *testing.T, p *Prober) map[string]float64 {
 	return got
 }
 
-func valid(rw http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(rw, `{"valid":true}`) }
-
-// C23, V7: what each kind of node is counted as, before and after the end. No log has the secret or the token.
+// C23, V7: what each kind of node is counted as, before and after the end. No log has the secret.
 func TestC23Probe(t *testing.T) {
 	healthy := map[string]float64{"stale_accepts_total": 0, "probe_barrier_seconds mint": 1, "probe_barrier_seconds end": 1}
 	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a redirect was followed") }))
@@ -137,27 +182,45 @@ func TestC23Probe(t *testing.T) {
 		want map[string]float64
 		log  string
 	}{
-		"honest": {func(w *world, t *testing.T) { w.add(t, "n1", true, w.honest) },
+		"honest": {func(w *world, t *testing.T) { w.add(t, "n1", true, w.node(t, w.verify)) },
 			map[string]float64{"probe_answers_total mint accepted": 1, "probe_answers_total end refused": 1}, ""},
-		"accepts after the end": {func(w *world, t *testing.T) { w.add(t, "n1", true, valid) },
+		"accepts after the end": {func(w *world, t *testing.T) { w.add(t, "n1", true, w.node(t, says(keys.Valid, nil))) },
 			map[string]float64{"probe_answers_total mint accepted": 1, "probe_answers_total end accepted": 1, "stale_accepts_total": 1}, "STALE ACCEPT"},
-		"never accepts": {func(w *world, t *testing.T) {
-			w.add(t, "n1", true, func(rw http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(rw, `{"valid":false}`) })
-		}, map[string]float64{"probe_answers_total mint refused": 1, "probe_answers_total end refused": 1}, "refused a secret after its creation"},
-		"cannot decide": {func(w *world, t *testing.T) {
+		"never accepts": {func(w *world, t *testing.T) { w.add(t, "n1", true, w.node(t, says(keys.Unknown, nil))) },
+			map[string]float64{"probe_answers_total mint refused": 1, "probe_answers_total end refused": 1}, "refused a secret after its creation"},
+		"cannot decide": {func(w *world, t *testing.T) { w.add(t, "n1", true, w.node(t, says("", errors.New("no lease")))) },
+			map[string]float64{"probe_answers_total mint undecided": 1, "probe_answers_total end undecided": 1}, "it could not decide"},
+		"another machine by now": {func(w *world, t *testing.T) {
+			w.add(t, "n1", true, func(rw http.ResponseWriter, r *http.Request) {
+				body, _ := io.ReadAll(r.Body)
+				for _, what := range []string{w.secret.Reveal(), "Bearer", "sk_test_"} {
+					if bytes.Contains(body, []byte(what)) || strings.Contains(fmt.Sprint(r.Header), what) {
+						t.Errorf("%s was sent to it", what)
+					}
+				}
+				_, _ = io.WriteString(rw, `{"valid":true,"verdict":"valid","mac":"`+strings.Repeat("AAAA", 11)+`="}`)
+			})
+		}, map[string]float64{"probe_answers_total mint unreachable": 1, "probe_answers_total end unreachable": 1}, "another machine's"},
+		"of another deployment": {func(w *world, t *testing.T) {
+			other := &world{secret: w.secret, ring: newRing(t), active: true}
+			w.add(t, "n1", true, other.node(t, other.verify))
+		}, map[string]float64{"probe_answers_total mint unreachable": 1, "probe_answers_total end unreachable": 1}, "it answered 400"},
+		"another node's address": {func(w *world, t *testing.T) { w.add(t, "n2", true, w.node(t, w.verify)) },
+			map[string]float64{"probe_answers_total mint unreachable": 1, "probe_answers_total end unreachable": 1}, "it answered 400"},
+		"answers 503": {func(w *world, t *testing.T) {
 			w.add(t, "n1", true, func(rw http.ResponseWriter, r *http.Request) {
 				rw.WriteHeader(http.StatusServiceUnavailable)
 				_, _ = io.Copy(rw, r.Body) // even one that repeats the question
 			})
-		}, map[string]float64{"probe_answers_total mint undecided": 1, "probe_answers_total end undecided": 1}, "it answered 503"},
+		}, map[string]float64{"probe_answers_total mint unreachable": 1, "probe_answers_total end unreachable": 1}, "it answered 503"},
 		"says something else": {func(w *world, t *testing.T) {
-			w.add(t, "n1", true, func(rw http.ResponseWriter, r *http.Request) { _, _ = io.Copy(rw, r.Body) })
-		}, map[string]float64{"probe_answers_total mint undecided": 1, "probe_answers_total end undecided": 1}, "as Keyward does"},
+			w.add(t, "n1", true, func(rw http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(rw, "hello") })
+		}, map[string]float64{"probe_answers_total mint unreachable": 1, "probe_answers_total end unreachable": 1}, "as Keyward does"},
 		"sends elsewhere": {func(w *world, t *testing.T) {
 			w.add(t, "n1", true, func(rw http.ResponseWriter, r *http.Request) {
 				http.Redirect(rw, r, elsewhere.URL, http.StatusTemporaryRedirect)
 			})
-		}, map[string]float64{"probe_answers_total mint undecided": 1, "probe_answers_total end undecided": 1}, "it answered 307"},
+		}, map[string]float64{"probe_answers_total mint unreachable": 1, "probe_answers_total end unreachable": 1}, "it answered 307"},
 		"gone": {func(w *world, t *testing.T) {
 			s := httptest.NewServer(nil)
 			s.Close()
@@ -166,6 +229,10 @@ func TestC23Probe(t *testing.T) {
 		"row not genuine": {func(w *world, t *testing.T) {
 			w.add(t, "n1", false, func(http.ResponseWriter, *http.Request) { t.Error("a node whose row is not genuine was asked") })
 		}, nil, "was not written by Keyward"},
+		"of an older version": {func(w *world, t *testing.T) {
+			w.add(t, "n1", false, func(http.ResponseWriter, *http.Request) { t.Error("a node of an older version was asked") })
+			w.nodes[0].MasterKeys = nil
+		}, nil, "runs an older version"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w, p := newWorld(t)
@@ -183,11 +250,11 @@ func TestC23Probe(t *testing.T) {
 				t.Errorf("metrics (-want +got):\n%s", diff)
 			}
 			log := w.log.String()
-			if !strings.Contains(log, tt.log) || tt.log == "" && log != "" || tt.log != "" && !strings.Contains(log, `"node":"n1"`) {
+			if !strings.Contains(log, tt.log) || tt.log == "" && log != "" || tt.log != "" && !strings.Contains(log, `"node":"n`) {
 				t.Errorf("log: %s", log)
 			}
-			if strings.Contains(log, w.secret.Reveal()) || strings.Contains(log, internalToken) {
-				t.Error("the log has the secret or the token")
+			if strings.Contains(log, w.secret.Reveal()) {
+				t.Error("the log has the secret")
 			}
 		})
 	}
@@ -229,8 +296,8 @@ func TestProbeThatFails(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w, p := newWorld(t)
-			w.add(t, "n1", true, w.honest)
-			w.add(t, "n2", true, func(rw http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(rw, `{"valid":false}`) })
+			w.add(t, "n1", true, w.node(t, w.verify))
+			w.add(t, "n1", true, w.node(t, says(keys.Unknown, nil)))
 			w.errors[tt.at] = away
 			if _, err := p.turn(t.Context()); !errors.Is(err, away) {
 				t.Errorf("error %v", err)
@@ -252,5 +319,61 @@ func TestProbeOfAnotherNode(t *testing.T) {
 	w.add(t, "n1", true, func(http.ResponseWriter, *http.Request) { t.Error("asked") })
 	if wait, err := p.turn(t.Context()); wait != 7*time.Second || err != nil {
 		t.Errorf("wait %v, %v", wait, err)
+	}
+}
+
+// A question is good for one node, one database and a few minutes; nothing else opens, and none of it takes long.
+func TestResponderRejects(t *testing.T) {
+	ring := newRing(t)
+	signer, err := ring.Signer("m1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Unix(1_700_000_000, 0)
+	ask := func(database, node string, at time.Time) api.ProbeQuestion {
+		t.Helper()
+		body, _, err := newQuestion(signer, database, node, "sk_test_x", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var asked api.ProbeQuestion
+		if err := json.Unmarshal(body, &asked); err != nil {
+			t.Fatal(err)
+		}
+		return asked
+	}
+	good := ask(databaseID, "n1", now)
+	for name, tt := range map[string]struct {
+		asked api.ProbeQuestion
+		node  string
+		taken bool
+	}{
+		"good":                   {good, "n1", true},
+		"four minutes old":       {ask(databaseID, "n1", now.Add(-4*time.Minute)), "n1", true},
+		"of a clock that is off": {ask(databaseID, "n1", now.Add(4*time.Minute)), "n1", true},
+		"six minutes old":        {ask(databaseID, "n1", now.Add(-6*time.Minute)), "n1", false},
+		"from the future":        {ask(databaseID, "n1", now.Add(6*time.Minute)), "n1", false},
+		"to another node":        {ask(databaseID, "n2", now), "n1", false},
+		"of another database":    {ask("other", "n1", now), "n1", false},
+		"before registration":    {good, "", false},
+		"of an unknown key":      {api.ProbeQuestion{MasterKeyID: "m2", Box: good.Box}, "n1", false},
+		"no base64":              {api.ProbeQuestion{MasterKeyID: "m1", Box: "???"}, "n1", false},
+		"empty":                  {api.ProbeQuestion{}, "n1", false},
+		"too long":               {api.ProbeQuestion{MasterKeyID: "m1", Box: strings.Repeat("AAAA", maxBox)}, "n1", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked := false
+			r := Responder{
+				Ring: ring, NodeID: func() string { return tt.node }, DatabaseID: func() string { return databaseID }, Now: func() time.Time { return now },
+				Verify: func(context.Context, verify.Request) (verify.Verdict, error) {
+					asked = true
+					return verify.Verdict{}, nil
+				},
+			}
+			_, err := r.Answer(t.Context(), tt.asked)
+			if (err == nil) != tt.taken || asked != tt.taken || err != nil && !errors.Is(err, ErrNotAsked) {
+				t.Errorf("asked %v, error %v", asked, err)
+			}
+		})
 	}
 }

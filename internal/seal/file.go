@@ -6,14 +6,11 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"regexp"
 	"time"
-)
 
-// maxFileSize bounds a master key file: hundreds of keys, but not a device or a wrong file.
-const maxFileSize = 64 << 10
+	"github.com/syncgram/keyward/internal/secretfile"
+)
 
 // idPattern is the form of a master key id. It is shorter than any encoding of a key, so that
 // a key pasted where the id belongs is refused and never shown as an id.
@@ -21,14 +18,14 @@ var idPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,23}$`)
 
 const idForm = "an id is 1–24 letters, digits, '.', '_' or '-' and starts with a letter or digit"
 
-// Load reads a master key file: lines `<id>:<base64 of 32 bytes>`, the first current, the others
-// retired; blank lines and lines that start with # are skipped. It refuses a file that its group or
-// others can read, an id or key of the wrong form, a repeated id, a repeated key, and a file without a key;
+// Load reads a master key file: lines `<id>:<base64 of 32 bytes>`, the first wanted, the others
+// retired; blank lines and lines that start with # are skipped. It rejects a file that anybody beyond
+// its owner and group can read (R7), an id or key of the wrong form, a repeated id, a repeated key, and a file without a key;
 // each error says which line and what to do, and shows no key bytes.
 func Load(path string) (*Ring, error) {
-	file, err := readPrivate(path)
+	file, err := secretfile.Read(path)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("seal: master key file: %w", err)
 	}
 	defer clear(file)
 	return parseRing(path, file)
@@ -36,6 +33,9 @@ func Load(path string) (*Ring, error) {
 
 // Parse is Load for bytes already read. It does not keep file.
 func Parse(file []byte) (*Ring, error) { return parseRing("master key file", file) }
+
+// ParseNamed is Parse for lines that errors say are from name.
+func ParseNamed(name string, file []byte) (*Ring, error) { return parseRing(name, file) }
 
 func parseRing(name string, file []byte) (*Ring, error) {
 	keys, err := parse(name, file)
@@ -47,33 +47,47 @@ func parseRing(name string, file []byte) (*Ring, error) {
 	return ring, nil
 }
 
-// Reload replaces the ring's keys with those of the file, for a rotation without a restart.
-// It refuses a file that lacks the ring's current key, under which rows were just sealed, and a file
-// that gives an id the ring knows to another key. After an error the ring is as it was.
-func (r *Ring) Reload(path string) error {
-	file, err := readPrivate(path)
-	if err != nil {
-		return err
-	}
-	defer clear(file)
-	next, err := parse(path, file)
-	if err != nil {
-		return err
-	}
-	r.reload.Lock()
-	defer r.reload.Unlock()
-	now := r.keys.Load()
-	if next.byID[now.current().id] == nil {
-		return fmt.Errorf("seal: %s: the key %q is in use and missing from the file; put its line back, below the new one", path, now.current().id)
-	}
-	for _, k := range next.inOrder {
-		if known := now.byID[k.id]; known != nil && !known.same(k) {
-			return fmt.Errorf("seal: %s: the key %q is not the key this server knows by that id; give a new key a new id", path, k.id)
+// ErrKeyInUse is what Replace answers to keys that lack one which is still needed.
+var ErrKeyInUse = errors.New("seal: a master key that is in use is missing")
+
+// Missing returns the ids of the ring's keys that next lacks.
+func (r *Ring) Missing(next *Ring) (ids []string) {
+	with := next.keys.Load().byID
+	for _, k := range r.keys.Load().inOrder {
+		if with[k.id] == nil {
+			ids = append(ids, k.id)
 		}
 	}
-	r.keys.Store(next)
-	return nil
+	return ids
 }
+
+// Replace takes the keys of next, for a rotation without a restart. It rejects keys that lack one of needed,
+// with ErrKeyInUse, and a key that is not the one the ring has under its id. After an error the ring is as it was.
+// changed is false when the keys are the same as before.
+func (r *Ring) Replace(next *Ring, needed ...string) (changed bool, err error) {
+	r.reload.Lock()
+	defer r.reload.Unlock()
+	now, set := r.keys.Load(), next.keys.Load()
+	for _, id := range needed {
+		if set.byID[id] == nil {
+			return false, fmt.Errorf("%w: %q; put its line back, below the new one", ErrKeyInUse, id)
+		}
+	}
+	changed = len(now.inOrder) != len(set.inOrder)
+	for i, k := range set.inOrder {
+		if known := now.byID[k.id]; known != nil && !known.same(k) {
+			return false, fmt.Errorf("seal: the master key %q is not the key this server knows by that id; give a new key a new id", k.id)
+		}
+		changed = changed || now.inOrder[i].id != k.id
+	}
+	if changed {
+		r.keys.Store(set)
+	}
+	return changed, nil
+}
+
+// ValidID reports whether id has the form of a master key's id.
+func ValidID(id string) bool { return idPattern.MatchString(id) }
 
 // NewLine draws a master key and returns its line for the file, without a line break. An empty id
 // takes one made from the date and random characters.
@@ -87,42 +101,6 @@ func NewLine(id string) (string, error) {
 	var key [keySize]byte
 	rand.Read(key[:]) // never fails: crypto/rand ends the program first
 	return id + ":" + base64.StdEncoding.EncodeToString(key[:]), nil
-}
-
-// readPrivate reads a regular file that only its owner can reach.
-func readPrivate(path string) ([]byte, error) {
-	// Asked before opening too, because opening a pipe waits for a writer.
-	if info, err := os.Stat(path); err != nil {
-		return nil, fmt.Errorf("seal: master key file: %w", err)
-	} else if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("seal: master key file %s is not a regular file", path)
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, fmt.Errorf("seal: master key file: %w", err)
-	}
-	defer f.Close()
-	// Of the open file, so that it cannot be exchanged between the look and the read.
-	info, err := f.Stat()
-	switch {
-	case err != nil:
-		return nil, fmt.Errorf("seal: master key file: %w", err)
-	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("seal: master key file %s is not a regular file", path)
-	case info.Mode().Perm()&0o077 != 0:
-		return nil, fmt.Errorf("seal: master key file %s has mode %04o, so others than its owner can reach it: chmod 600 %s", path, info.Mode().Perm(), path)
-	}
-	file := make([]byte, maxFileSize+1) // not grown while reading, which would leave copies behind
-	n, err := io.ReadFull(f, file)
-	switch {
-	case err == nil:
-		clear(file)
-		return nil, fmt.Errorf("seal: %s is larger than %d KiB, so it is not a master key file", path, maxFileSize>>10)
-	case !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF):
-		clear(file)
-		return nil, fmt.Errorf("seal: master key file: %w", err)
-	}
-	return file[:n], nil
 }
 
 // parse reads the lines of a master key file that errors call name. An error shows an id only when the whole

@@ -81,6 +81,7 @@ func (s *Server) routes() []route {
 		{listener: verification, method: anyMethod, pattern: authorizePath + everything, auth: forwarded, scope: access.Verify, query: anyQuery, quiet: true, endpoint: s.authorize(always(door.Rules{}))},
 		{listener: verification, method: anyMethod, pattern: authorizePath + ":live" + everything, auth: forwarded, scope: access.Verify, query: anyQuery, quiet: true, endpoint: s.authorize(always(door.Rules{Environment: keys.Live}))},
 		{listener: verification, method: anyMethod, pattern: authorizePath + ":test" + everything, auth: forwarded, scope: access.Verify, query: anyQuery, quiet: true, endpoint: s.authorize(always(door.Rules{Environment: keys.Test}))},
+		{listener: verification, method: "POST", pattern: "/v1/probe", quiet: true, endpoint: s.probe},
 		{listener: verification, method: "POST", pattern: "/v1/introspect", auth: oauthClient, scope: access.Verify, quiet: true, endpoint: s.introspect},
 
 		{listener: verification, method: "GET", pattern: "/healthz", query: anyQuery, quiet: true, endpoint: s.ready},

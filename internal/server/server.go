@@ -44,6 +44,8 @@ type Config struct {
 	// the management API.
 	CORSOrigins []string
 
+	Responder Responder // answers the probers of other nodes; nil = none is answered
+
 	Metrics *Metrics     // nil = metrics of its own
 	Logger  *slog.Logger // nil = slog.Default()
 	Version string       // of the program, for GET /v1/status
@@ -84,6 +86,11 @@ type Operations interface {
 	Nodes(ctx context.Context) (api.NodeList, error)
 	// Engine names the database: sqlite or postgres.
 	Engine() string
+}
+
+// Responder answers what other nodes' probers ask; *probe.Responder does. An error means that it was not a question to this node.
+type Responder interface {
+	Answer(ctx context.Context, asked api.ProbeQuestion) (api.ProbeAnswer, error)
 }
 
 // AuditQuery selects audit entries; an empty id selects all.

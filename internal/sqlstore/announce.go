@@ -60,7 +60,7 @@ func (t *writeTx) announcement() string {
 	if err != nil {
 		return revision
 	}
-	keyID, box := t.s.ring.SealState(plain, announcementContext(t.meta.databaseID, t.state.revision))
+	keyID, box := t.signer.SealState(plain, announcementContext(t.meta.databaseID, t.state.revision))
 	payload := revision + " " + keyID + " " + base64.RawStdEncoding.EncodeToString(box)
 	if len(payload) > mostAnnounced {
 		return revision
@@ -107,14 +107,22 @@ func (s *Store) announcementOf(payload string) keys.Announcement {
 		if err != nil {
 			return bare
 		}
-		ch.Keys = append(ch.Keys, s.keyFromRow(&r, r.Revision == revision))
+		k, err := s.keyFromRow(&r, r.Revision == revision)
+		if err != nil {
+			return bare
+		}
+		ch.Keys = append(ch.Keys, k)
 	}
 	for _, row := range content.Organizations {
 		r, err := scanOrganization(row)
 		if err != nil {
 			return bare
 		}
-		ch.Organizations = append(ch.Organizations, s.organizationFromRow(&r, r.Revision == revision))
+		o, err := s.organizationFromRow(&r, r.Revision == revision)
+		if err != nil {
+			return bare
+		}
+		ch.Organizations = append(ch.Organizations, o)
 	}
 	before := keys.Mark{Revision: revision - 1, Sequence: content.BeforeSequence}
 	copy(before.Hash[:], content.BeforeHash) // none before the log's first entry

@@ -106,7 +106,9 @@ func (s *Store) verifyLog(ctx context.Context, q queries, st *state, progress fu
 		} else if !whole || chain(report.Hash, &e) != e.Hash {
 			find("entry %d does not match its hash", e.Sequence)
 		}
-		if err := s.ring.CheckAudit(e.Sequence, e.Hash, sl); err != nil {
+		if err := s.ring.CheckAudit(e.Sequence, e.Hash, sl); errors.Is(err, seal.ErrUnknownKey) {
+			return fmt.Errorf("sqlstore: audit entry %d: %w", e.Sequence, err)
+		} else if err != nil {
 			find("entry %d: its hash is not authentic: %v", e.Sequence, err)
 		}
 		report.Sequence, report.Hash = e.Sequence, e.Hash

@@ -157,14 +157,24 @@ func (s *Store) putUses(ctx context.Context, uses []keys.Use) error {
 // Register implements keys.Feed.
 func (s *Store) Register(ctx context.Context, n keys.Node) error {
 	if s.nodes != nil {
-		return s.nodes.register(n)
+		return s.nodes.register(n) // in this process there is nobody to tell of its keys
 	}
-	sl := s.ring.SealRow(keys.KindNode, n.Sealed())
-	added, err := s.write(ctx, s.lease, registerNode, n.ID, n.Address, n.Version, keys.LeaseProtocol, n.Lease.Microseconds(), sl.KeyID, sl.MAC)
-	if err == nil && added == 0 {
-		err = keys.ErrOutdated
+	s.advertised.mu.Lock()
+	defer s.advertised.mu.Unlock()
+	sl, err := s.sealNode(ctx, &n)
+	if err != nil {
+		return err
 	}
-	return err
+	added, err := s.write(ctx, s.lease, registerNode, n.ID, n.Address, n.Version, keys.LeaseProtocol, n.Lease.Microseconds(),
+		sl.KeyID, sl.MAC, keysColumn(n.MasterKeys))
+	switch {
+	case err != nil:
+		return err
+	case added == 0:
+		return keys.ErrOutdated
+	}
+	s.advertised.node, s.advertised.keyID = &n, sl.KeyID
+	return nil
 }
 
 // noRow is what nodeState says of a node without a row; one that has acknowledged nothing is at -1.
@@ -189,8 +199,16 @@ func (s *Store) Renew(ctx context.Context, nodeID string, applied keys.Mark) (r 
 	}
 	if !renewed {
 		var acknowledged, revision, protocol int64
-		if err := s.lease.QueryRowContext(ctx, nodeState, nodeID).Scan(&acknowledged, &revision, &protocol, &settled, &r.Timeline); err != nil {
+		var has, signing string
+		if err := s.lease.QueryRowContext(ctx, nodeState, nodeID).
+			Scan(&acknowledged, &revision, &protocol, &settled, &r.Timeline, &has, &signing); err != nil {
 			return keys.Renewal{Outcome: keys.Fenced}, err
+		}
+		if acknowledged != noRow && !columnHas(has, signing) {
+			// No lease for a node that says it lacks the database's key. By now it may have it.
+			if err := s.advertise(ctx); err != nil {
+				return keys.Renewal{Outcome: keys.Fenced}, err
+			}
 		}
 		switch {
 		case protocol > keys.LeaseProtocol:

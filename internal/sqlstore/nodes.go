@@ -47,7 +47,7 @@ func (s *Store) Nodes(ctx context.Context) (nodes []keys.ServingNode, revision i
 		}
 		rows, err := tx.QueryContext(ctx, everyNode)
 		return each(rows, err, func(rows *sql.Rows) error {
-			n, err := s.scanNode(rows)
+			n, _, err := s.scanNode(rows)
 			nodes = append(nodes, n)
 			return err
 		})
@@ -55,15 +55,20 @@ func (s *Store) Nodes(ctx context.Context) (nodes []keys.ServingNode, revision i
 	return nodes, revision, err
 }
 
-func (s *Store) scanNode(row scanner) (n keys.ServingNode, err error) {
+func (s *Store) scanNode(row scanner) (n keys.ServingNode, sl seal.Seal, err error) {
 	var lease, ago int64
-	var sl seal.Seal
-	if err := row.Scan(&n.ID, &n.Address, &n.Version, &n.Protocol, &lease, &n.Applied, &ago, &sl.KeyID, &sl.MAC); err != nil {
-		return n, err
+	var has string
+	if err := row.Scan(&n.ID, &n.Address, &n.Version, &n.Protocol, &lease, &n.Applied, &ago, &sl.KeyID, &sl.MAC, &has); err != nil {
+		return n, sl, err
 	}
 	n.Lease, n.RenewedAgo = time.Duration(lease)*time.Microsecond, time.Duration(ago)*time.Microsecond
-	n.Genuine = s.ring.CheckRow(keys.KindNode, n.Sealed(), sl) == nil
-	return n, nil
+	if id := s.databaseID.Load(); id != nil {
+		n.DatabaseID = *id
+	}
+	n.MasterKeys = keysOfColumn(has)
+	err = s.ring.CheckRow(keys.KindNode, n.Sealed(), sl)
+	n.Genuine, n.Undecided = err == nil, errors.Is(err, seal.ErrUnknownKey)
+	return n, sl, nil
 }
 
 // localNodes are the node rows of SQLite. Only one process can have the database open, so they are

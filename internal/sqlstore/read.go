@@ -74,7 +74,7 @@ func (s *Store) oneKey(ctx context.Context, q queries, statement string, argumen
 	if err != nil {
 		return keys.Key{}, err
 	}
-	return s.keyFromRow(&r, r.Revision == logged), nil
+	return s.keyFromRow(&r, r.Revision == logged)
 }
 
 // Keys implements keys.Store.
@@ -93,9 +93,11 @@ func (s *Store) Keys(ctx context.Context, query keys.KeyQuery) ([]keys.UsedKey, 
 	err = each(rows, err, func(rows *sql.Rows) error {
 		var logged, used int64
 		r, err := scanKey(rows, &logged, &used)
-		if err == nil {
-			found = append(found, keys.UsedKey{Key: s.keyFromRow(&r, r.Revision == logged), LastUsedAt: keys.FromMicros(used)})
+		if err != nil {
+			return err
 		}
+		k, err := s.keyFromRow(&r, r.Revision == logged)
+		found = append(found, keys.UsedKey{Key: k, LastUsedAt: keys.FromMicros(used)})
 		return err
 	})
 	return found, err
@@ -117,18 +119,18 @@ func (s *Store) organization(ctx context.Context, q queries, bound int64, id str
 	if err != nil {
 		return keys.Organization{}, err
 	}
-	return s.organizationOf(&r, logged, latest), nil
+	return s.organizationOf(&r, logged, latest)
 }
 
 // organizationOf says what a row of organizationByID stands for.
-func (s *Store) organizationOf(r *organizationRow, logged int64, latest func(revision, logged int64) bool) keys.Organization {
+func (s *Store) organizationOf(r *organizationRow, logged int64, latest func(revision, logged int64) bool) (keys.Organization, error) {
 	switch {
 	case r.Revision != 0:
 		return s.organizationFromRow(r, latest(r.Revision, logged))
 	case logged != 0:
-		return s.removedOrganization(r.ID, logged)
+		return s.removedOrganization(r.ID, logged), nil
 	}
-	return keys.Unregistered(r.ID)
+	return keys.Unregistered(r.ID), nil
 }
 
 // Organizations implements keys.Store.
@@ -154,12 +156,12 @@ func (s *Store) organizationInto(found *[]keys.Organization) func(scanner) error
 		if err != nil {
 			return err
 		}
-		o := s.organizationFromRow(&r, r.Revision == logged)
+		o, err := s.organizationFromRow(&r, r.Revision == logged)
 		if !o.Genuine {
 			o.Revision = logged
 		}
 		*found = append(*found, o)
-		return nil
+		return err
 	}
 }
 
@@ -178,12 +180,12 @@ func (s *Store) keyInto(found *[]keys.Key) func(scanner) error {
 		if err != nil {
 			return err
 		}
-		k := s.keyFromRow(&r, r.Revision == logged)
+		k, err := s.keyFromRow(&r, r.Revision == logged)
 		if !k.Genuine {
 			k.Revision = logged
 		}
 		*found = append(*found, k)
-		return nil
+		return err
 	}
 }
 

@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 
 	"github.com/syncgram/keyward/internal/keys"
@@ -24,19 +25,23 @@ type ResealReport struct {
 // resealBatch is how many rows are sealed anew in one transaction.
 const resealBatch = 500
 
-// Reseal seals rows, the audit log's authenticators and the state anew under the ring's current
-// master key, without a new revision. What is sealed under it already is passed over, so a run
+// Reseal re-authenticates rows, the audit log's links and the set hash under the database's master
+// key, without a new revision; SwitchMasterKey chooses the key. What is under it already is passed over, so a run
 // that was cut short is simply run again. A row or entry whose seal is bad is left: nothing here makes
 // a forgery good. When the report has Left 0 and no KeptAnswers, the retired keys can go.
 //
 // The state comes last, and holds writers up while the log is read, about a second for
 // a million rows.
 func (s *Store) Reseal(ctx context.Context, progress func(done, total int64)) (ResealReport, error) {
-	run := resealing{s: s, current: s.ring.Current(), progress: progress}
+	current, _, err := s.MasterKey(ctx)
+	if err != nil {
+		return ResealReport{}, err
+	}
+	run := resealing{s: s, current: current, progress: progress}
 	if err := s.reader.QueryRowContext(ctx, countStale, run.current).Scan(&run.total); err != nil {
 		return run.report, fmt.Errorf("sqlstore: %w", err)
 	}
-	for _, batch := range []func(context.Context, *transaction) (more bool, err error){
+	for _, batch := range []func(context.Context, *writeTx) (more bool, err error){
 		run.keys, run.organizations, run.entries,
 	} {
 		for more := true; more; {
@@ -46,9 +51,13 @@ func (s *Store) Reseal(ctx context.Context, progress func(done, total int64)) (R
 				t = s.newWrite()
 				return t.lock(lockMeta)
 			}, func(ctx context.Context, tx *transaction) (err error) {
-				if err = t.begin(tx, false); err == nil {
-					more, err = batch(ctx, tx)
+				if err = t.begin(tx, false); err != nil {
+					return err
 				}
+				if t.signer.KeyID() != run.current {
+					return errors.New("sqlstore: another rotation began; run it again")
+				}
+				more, err = batch(ctx, t)
 				return err
 			})
 			if err != nil {
@@ -98,10 +107,10 @@ func (r *resealing) refuse(what string) {
 	}
 }
 
-func (r *resealing) keys(ctx context.Context, tx *transaction) (more bool, err error) {
+func (r *resealing) keys(ctx context.Context, t *writeTx) (more bool, err error) {
 	var seals [][]any
 	var seen int64
-	rows, err := tx.QueryContext(ctx, staleKeys, anyRevision, r.keyID, r.current, resealBatch)
+	rows, err := t.q.QueryContext(ctx, staleKeys, anyRevision, r.keyID, r.current, resealBatch)
 	err = each(rows, err, func(rows *sql.Rows) error {
 		var logged int64
 		row, err := scanKey(rows, &logged)
@@ -110,11 +119,15 @@ func (r *resealing) keys(ctx context.Context, tx *transaction) (more bool, err e
 		}
 		seen++
 		r.keyID = row.ID
-		if k := r.s.keyFromRow(&row, row.Revision == logged); !k.Genuine {
+		k, err := r.s.keyFromRow(&row, row.Revision == logged)
+		if err != nil {
+			return err
+		}
+		if !k.Genuine {
 			r.refuse("key " + k.ID)
 			return nil
 		}
-		sl := r.s.ring.SealRow(keys.KindKey, row.Sealed())
+		sl := t.signer.SealRow(keys.KindKey, row.Sealed())
 		seals = append(seals, []any{sl.KeyID, sl.MAC, row.ID})
 		return nil
 	})
@@ -123,13 +136,13 @@ func (r *resealing) keys(ctx context.Context, tx *transaction) (more bool, err e
 	}
 	r.done += seen
 	r.report.Keys += int64(len(seals))
-	return seen == resealBatch, tx.execMany(ctx, sealKey, seals)
+	return seen == resealBatch, t.q.execMany(ctx, sealKey, seals)
 }
 
-func (r *resealing) organizations(ctx context.Context, tx *transaction) (more bool, err error) {
+func (r *resealing) organizations(ctx context.Context, t *writeTx) (more bool, err error) {
 	var seals [][]any
 	var seen int64
-	rows, err := tx.QueryContext(ctx, staleOrganizations, anyRevision, r.organizationID, r.current, resealBatch)
+	rows, err := t.q.QueryContext(ctx, staleOrganizations, anyRevision, r.organizationID, r.current, resealBatch)
 	err = each(rows, err, func(rows *sql.Rows) error {
 		var logged int64
 		row, err := scanOrganization(rows, &logged)
@@ -138,11 +151,15 @@ func (r *resealing) organizations(ctx context.Context, tx *transaction) (more bo
 		}
 		seen++
 		r.organizationID = row.ID
-		if o := r.s.organizationFromRow(&row, row.Revision == logged); !o.Genuine {
+		o, err := r.s.organizationFromRow(&row, row.Revision == logged)
+		if err != nil {
+			return err
+		}
+		if !o.Genuine {
 			r.refuse("organization " + o.ID)
 			return nil
 		}
-		sl := r.s.ring.SealRow(keys.KindOrganization, row.Sealed())
+		sl := t.signer.SealRow(keys.KindOrganization, row.Sealed())
 		seals = append(seals, []any{sl.KeyID, sl.MAC, row.ID})
 		return nil
 	})
@@ -151,13 +168,13 @@ func (r *resealing) organizations(ctx context.Context, tx *transaction) (more bo
 	}
 	r.done += seen
 	r.report.Organizations += int64(len(seals))
-	return seen == resealBatch, tx.execMany(ctx, sealOrganization, seals)
+	return seen == resealBatch, t.q.execMany(ctx, sealOrganization, seals)
 }
 
-func (r *resealing) entries(ctx context.Context, tx *transaction) (more bool, err error) {
+func (r *resealing) entries(ctx context.Context, t *writeTx) (more bool, err error) {
 	var seals [][]any
 	var seen int64
-	rows, err := tx.QueryContext(ctx, staleEntries, r.sequence, r.current, resealBatch)
+	rows, err := t.q.QueryContext(ctx, staleEntries, r.sequence, r.current, resealBatch)
 	err = each(rows, err, func(rows *sql.Rows) error {
 		var hash []byte
 		var sl seal.Seal
@@ -165,11 +182,18 @@ func (r *resealing) entries(ctx context.Context, tx *transaction) (more bool, er
 			return err
 		}
 		seen++
-		if len(hash) != 32 || r.s.ring.CheckAudit(r.sequence, [32]byte(hash), sl) != nil {
+		err := seal.ErrBadSeal
+		if len(hash) == 32 {
+			err = r.s.ring.CheckAudit(r.sequence, [32]byte(hash), sl)
+		}
+		if errors.Is(err, seal.ErrUnknownKey) {
+			return fmt.Errorf("sqlstore: audit entry %d: %w", r.sequence, err)
+		}
+		if err != nil {
 			r.refuse(fmt.Sprintf("audit entry %d", r.sequence))
 			return nil
 		}
-		sl = r.s.ring.SealAudit(r.sequence, [32]byte(hash))
+		sl = t.signer.SealAudit(r.sequence, [32]byte(hash))
 		seals = append(seals, []any{sl.KeyID, sl.MAC, r.sequence})
 		return nil
 	})
@@ -178,7 +202,7 @@ func (r *resealing) entries(ctx context.Context, tx *transaction) (more bool, er
 	}
 	r.done += seen
 	r.report.AuditEntries += int64(len(seals))
-	return seen == resealBatch, tx.execMany(ctx, sealEntry, seals)
+	return seen == resealBatch, t.q.execMany(ctx, sealEntry, seals)
 }
 
 // resealState makes the weight anew under the current key and seals the state. The weight comes from
@@ -189,7 +213,7 @@ func (s *Store) resealState(ctx context.Context) error {
 		if err := s.noTimeouts(ctx, t.q); err != nil {
 			return err
 		}
-		current := s.ring.Current()
+		current := t.signer.KeyID()
 		if t.state.weightKeyID == current {
 			return nil
 		}

@@ -15,12 +15,15 @@ import (
 	"github.com/syncgram/keyward/internal/sqlstore"
 )
 
-// rotate opens the store anew with a new master key in front of the ones it has.
+// rotate opens the store again with a new master key in front of the ones it has, and makes it the database's.
 func (f *fixture) rotate(t *testing.T, id string) {
 	t.Helper()
 	f.lines = append([]string{newLine(t, id)}, f.lines...)
 	f.options.Ring = newRing(t, f.lines...)
 	f.reopen(t)
+	if _, lacking, err := f.SwitchMasterKey(t.Context(), id, keys.AuditEntry{Actor: "operator", Action: keys.ActReseal, Outcome: keys.Done}); err != nil || lacking != nil {
+		t.Fatalf("switch to %s: %v, lacking %v", id, err, lacking)
+	}
 }
 
 func (f *fixture) fill(t *testing.T, n int) {
@@ -88,7 +91,7 @@ func TestResealLetsTheOldMasterKeyGo(t *testing.T) {
 			t.Fatal(err)
 		}
 		entries, err := f.Audit(t.Context(), before.Sequence-1, 1, sqlstore.AuditFilter{})
-		if err != nil || entries[0].Hash != before.Hash || after.Sequence != before.Sequence+1 {
+		if err != nil || entries[0].Hash != before.Hash || after.Sequence != before.Sequence+2 {
 			t.Errorf("re-sealing changed the log's hashes: %v", err)
 		}
 		if next := keystest.MustInsert(t, f.Store, keystest.NewKey("next", keys.StateActive)); next != revision+1 || changes.Revision == 0 {
@@ -122,8 +125,10 @@ func TestResealGoesOnAndLeavesForgeries(t *testing.T) {
 		if report.Keys == 0 || report.Keys >= 1102 {
 			t.Errorf("%d keys sealed by the second run: it did not go on where the first one stopped", report.Keys)
 		}
-		f.lines = f.lines[:1]
-		f.options.Ring = newRing(t, f.lines...)
+		// What was left is still under the old key, which so cannot go.
+		if used, err := f.MasterKeysInUse(t.Context()); err != nil || !slices.Equal(used, []string{"m1", "m2"}) {
+			t.Errorf("in use: %v, %v", used, err)
+		}
 		f.reopen(t)
 		a, err := f.snapshot(t.Context())
 		if err != nil {

@@ -3,6 +3,7 @@ package sqlstore
 import (
 	"database/sql"
 	"errors"
+	"fmt"
 	"math"
 
 	"github.com/syncgram/keyward/internal/keys"
@@ -63,15 +64,18 @@ func (s *Store) checkRow(kind string, content []byte, sealed seal.Seal, mangled,
 	return s.ring.CheckRow(kind, content, sealed)
 }
 
-// keyFromRow checks the row's seal and sets Genuine. Whether it is of the latest revision is
-// the caller's to say.
-func (s *Store) keyFromRow(r *keyRow, latest bool) keys.Key {
+// keyFromRow checks the row's MAC and sets Genuine. Whether it is of the latest revision is
+// the caller's to say. An error wraps seal.ErrUnknownKey: whether the row is authentic cannot be decided (R10).
+func (s *Store) keyFromRow(r *keyRow, latest bool) (keys.Key, error) {
 	err := s.checkRow(keys.KindKey, r.Sealed(), r.seal, r.mangled, latest)
+	if errors.Is(err, seal.ErrUnknownKey) {
+		return keys.Key{}, fmt.Errorf("sqlstore: key %s: %w", r.ID, err)
+	}
 	r.Genuine = err == nil
 	if err != nil {
 		s.tampered("keys", r.ID, r.Revision, err)
 	}
-	return r.Key
+	return r.Key, nil
 }
 
 // organizationRow is an organization as it lies in the database.
@@ -96,16 +100,19 @@ func scanOrganization(row scanner, more ...any) (r organizationRow, err error) {
 	return r, nil
 }
 
-// organizationFromRow checks the row's seal and sets Genuine. One that is not genuine is
-// switched off.
-func (s *Store) organizationFromRow(r *organizationRow, latest bool) keys.Organization {
+// organizationFromRow checks the row's MAC and sets Genuine. One that is not authentic is
+// switched off. An error is as keyFromRow's.
+func (s *Store) organizationFromRow(r *organizationRow, latest bool) (keys.Organization, error) {
 	err := s.checkRow(keys.KindOrganization, r.Sealed(), r.seal, r.mangled, latest)
+	if errors.Is(err, seal.ErrUnknownKey) {
+		return keys.Organization{}, fmt.Errorf("sqlstore: organization %s: %w", r.ID, err)
+	}
 	r.Genuine = err == nil
 	if err != nil {
 		r.Active = false
 		s.tampered("organizations", r.ID, r.Revision, err)
 	}
-	return r.Organization
+	return r.Organization, nil
 }
 
 // removedOrganization stands for a row that somebody took away: it is neither genuine nor active,

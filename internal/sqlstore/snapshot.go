@@ -43,7 +43,10 @@ func (s *Store) Snapshot(ctx context.Context, v keys.Visitor) (mark keys.Mark, s
 				return err
 			}
 			logged, rolledBack := wrong[target{keys.KindOrganization, r.ID}]
-			o := s.organizationFromRow(&r, !rolledBack)
+			o, err := s.organizationFromRow(&r, !rolledBack)
+			if err != nil {
+				return err
+			}
 			if rolledBack {
 				o.Revision = logged
 			}
@@ -71,7 +74,10 @@ func (s *Store) Snapshot(ctx context.Context, v keys.Visitor) (mark keys.Mark, s
 				return err
 			}
 			logged, rolledBack := wrong[target{keys.KindKey, r.ID}]
-			k := s.keyFromRow(&r, !rolledBack)
+			k, err := s.keyFromRow(&r, !rolledBack)
+			if err != nil {
+				return err
+			}
 			if rolledBack {
 				k.Revision = logged
 			}

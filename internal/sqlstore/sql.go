@@ -160,8 +160,9 @@ const (
 // The rows of the nodes that serve, on PostgreSQL. Each statement asks the version gate (lineage.protocol) where it would give a
 // node a lease.
 const (
-	registerNode = `INSERT INTO serving_nodes (node_id, address, version, protocol, lease, applied, renewed_at, seal_key_id, seal)
-		SELECT $1, $2, $3, CAST($4 AS BIGINT), CAST($5 AS BIGINT), -1, (SELECT now FROM clock), $6, $7
+	registerNode = `INSERT INTO serving_nodes
+			(node_id, address, version, protocol, lease, applied, renewed_at, seal_key_id, seal, master_keys)
+		SELECT $1, $2, $3, CAST($4 AS BIGINT), CAST($5 AS BIGINT), -1, (SELECT now FROM clock), $6, $7, $8
 		FROM lineage WHERE protocol <= CAST($4 AS BIGINT)`
 	// applied <= $1: PostgreSQL compares the revision in the statement's snapshot, waits for the row, and then looks at
 	// the row again but not at the revision. A late renewal must not put an older number over a newer one.
@@ -169,9 +170,11 @@ const (
 		WHERE node_id = $2 AND applied <= $1 AND $1 = (SELECT revision FROM meta WHERE one = 1)
 			AND (CAST($3 AS BIGINT) = 0 OR EXISTS (SELECT 1 FROM audit WHERE sequence = $3 AND hash = $4))
 			AND $5 >= (SELECT protocol FROM lineage)
+			AND position(' ' || (SELECT state_key_id FROM meta WHERE one = 1) || ':' IN master_keys) > 0
 		RETURNING renewed_at, (SELECT now FROM timeline), (SELECT settled FROM lineage)`
 	nodeState = `SELECT coalesce((SELECT applied FROM serving_nodes WHERE node_id = $1), -2), (SELECT revision FROM meta WHERE one = 1),
-			l.protocol, l.settled, t.now
+			l.protocol, l.settled, t.now,
+			coalesce((SELECT master_keys FROM serving_nodes WHERE node_id = $1), ''), (SELECT state_key_id FROM meta WHERE one = 1)
 		FROM lineage l CROSS JOIN timeline t`
 	standing = `SELECT count(*) FILTER (WHERE applied < $1), coalesce(max(lease), 0), count(*) FILTER (WHERE node_id = $2),
 			(SELECT now FROM timeline), (SELECT settled FROM lineage),
@@ -184,8 +187,11 @@ const (
 	deleteNode    = `DELETE FROM serving_nodes WHERE node_id = $1`
 	settleLineage = `UPDATE lineage SET settled = $1 WHERE settled <> $1`
 	readProtocol  = `SELECT protocol FROM lineage`
-	everyNode     = `SELECT n.node_id, n.address, n.version, n.protocol, n.lease, n.applied, c.now - n.renewed_at, n.seal_key_id, n.seal
+	everyNode     = `SELECT n.node_id, n.address, n.version, n.protocol, n.lease, n.applied, c.now - n.renewed_at, n.seal_key_id, n.seal, n.master_keys
 		FROM serving_nodes n CROSS JOIN clock c ORDER BY n.address, n.node_id`
+
+	advertiseKeys = `UPDATE serving_nodes SET master_keys = $2, seal_key_id = $3, seal = $4 WHERE node_id = $1`
+	sealNode      = `UPDATE serving_nodes SET seal_key_id = $3, seal = $4 WHERE node_id = $1 AND seal = $2`
 
 	replication = `SELECT current_setting('synchronous_standby_names') <> '' AND current_setting('synchronous_commit') NOT IN ('off', 'local'),
 		EXISTS (SELECT 1 FROM pg_stat_replication)`
@@ -221,4 +227,18 @@ const (
 	countStale = `SELECT (SELECT count(*) FROM keys WHERE seal_key_id <> $1)
 		+ (SELECT count(*) FROM organizations WHERE seal_key_id <> $1)
 		+ (SELECT count(*) FROM audit WHERE seal_key_id <> $1)`
+)
+
+// The master keys by id. That a fingerprint is wrong shows where the state opens all the same.
+const (
+	everyMasterKey = `SELECT id, fingerprint, signing_since FROM master_keys`
+	putSigningKey  = `INSERT INTO master_keys (id, fingerprint, signing_since, asked_at) VALUES ($1, $2, $3, 0)
+		ON CONFLICT (id) DO UPDATE SET fingerprint = excluded.fingerprint, signing_since = excluded.signing_since`
+	askForMasterKey = `INSERT INTO master_keys (id, fingerprint, signing_since, asked_at) VALUES ($1, $2, 0, $3)
+		ON CONFLICT (id) DO UPDATE SET asked_at = excluded.asked_at`
+	masterKeyNow = `SELECT m.state_key_id, coalesce((SELECT id FROM master_keys WHERE asked_at > $1 ORDER BY asked_at DESC LIMIT 1), '')
+		FROM meta m WHERE m.one = 1`
+	keysInUse = `SELECT seal_key_id FROM keys UNION SELECT seal_key_id FROM organizations UNION SELECT seal_key_id FROM audit
+		UNION SELECT master_key_id FROM replays WHERE length(sealed) > 0 UNION SELECT state_key_id FROM meta`
+	nodeKeysInUse = `SELECT DISTINCT seal_key_id FROM serving_nodes`
 )

@@ -158,6 +158,9 @@ func (s *Store) currentState(ctx context.Context, q queries) (state, error) {
 // it, or whose master key is missing; one whose state does not open can still be looked
 // at, but neither written nor served from.
 func (s *Store) begin(ctx context.Context) error {
+	if err := s.checkSigningKey(ctx); err != nil {
+		return err
+	}
 	_, err := s.currentState(ctx, s.reader)
 	if err == nil || errors.Is(err, seal.ErrUnknownKey) {
 		return err
@@ -174,9 +177,13 @@ func (s *Store) begin(ctx context.Context) error {
 		return err
 	}
 
-	fresh := state{weightKeyID: s.ring.Current()}
+	signer, err := s.ring.Signer(s.ring.Wanted()) // the one time that the order of the source decides
+	if err != nil {
+		return err
+	}
+	fresh := state{weightKeyID: signer.KeyID()}
 	databaseID := uuid.NewString()
-	keyID, box := s.ring.SealState(fresh.encode(), stateContext(databaseID, 0))
+	keyID, box := signer.SealState(fresh.encode(), stateContext(databaseID, 0))
 	return s.transact(ctx, s.writer, nil, func(ctx context.Context, tx *transaction) error {
 		result, err := tx.ExecContext(ctx, insertMeta, databaseID, keyID, box)
 		if err != nil {

@@ -70,6 +70,8 @@ type Store struct {
 	log        *slog.Logger
 
 	databaseID atomic.Pointer[string] // once it is known
+	advertised advertised
+	replacing  sync.Mutex // held while the ring's keys are replaced
 
 	mu       sync.Mutex
 	reported map[report]bool // guarded by mu
@@ -157,6 +159,9 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 		return nil, errors.Join(err, e.close())
 	}
 	if err := s.begin(ctx); err != nil {
+		return nil, errors.Join(err, e.close())
+	}
+	if err := s.checkMasterKeys(ctx); err != nil {
 		return nil, errors.Join(err, e.close())
 	}
 	if err := s.checkProtocol(ctx); err != nil {

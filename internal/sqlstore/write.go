@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/syncgram/keyward/internal/keys"
+	"github.com/syncgram/keyward/internal/seal"
 )
 
 // Write implements keys.Store.
@@ -65,6 +66,9 @@ type writeTx struct {
 	now   time.Time
 	meta  meta
 	state state // as finish will seal it
+	// signer is of the master key that the database names, read under the lock: never of the one that this
+	// node's source happens to have first (R10).
+	signer seal.Signer
 
 	// What the first trip reads besides meta.
 	clock, timeline int64 // of the server this transaction is on
@@ -149,6 +153,9 @@ func (t *writeTx) begin(q *transaction, bumped bool) error {
 	if err := t.s.checkHead(st, t.sequence, t.hash); err != nil {
 		return err
 	}
+	if t.signer, err = t.s.ring.Signer(t.meta.keyID); err != nil {
+		return err
+	}
 	t.q, t.now, t.state = q, keys.FromMicros(t.clock), st
 	if t.s.now != nil {
 		t.now = wholeMicros(t.s.now())
@@ -167,7 +174,7 @@ func (t *writeTx) finish() error {
 			return fmt.Errorf("sqlstore: a %s row was written without an audit entry", row.kind)
 		}
 	}
-	keyID, box := t.s.ring.SealState(t.state.encode(), stateContext(t.meta.databaseID, t.state.revision))
+	keyID, box := t.signer.SealState(t.state.encode(), stateContext(t.meta.databaseID, t.state.revision))
 	t.later(writeState, keyID, box)
 	t.q.closing, t.pending = t.pending, nil
 	return nil
@@ -211,6 +218,9 @@ func (t *writeTx) failWrite(err error) error {
 func (t *writeTx) Revision() int64 { return t.state.revision }
 func (t *writeTx) Now() time.Time  { return t.now }
 
+// Signer implements keys.Tx.
+func (t *writeTx) Signer() seal.Signer { return t.signer }
+
 // earlier bounds the audit log to what was there before this write: its own entries may come before
 // or after the rows they tell of.
 func (t *writeTx) earlier() int64 { return t.state.revision - 1 }
@@ -224,11 +234,12 @@ func (t *writeTx) latest(row target, revision, logged int64) bool {
 	return revision == logged
 }
 
-func (t *writeTx) key(r *keyRow, logged int64) keys.Key {
+func (t *writeTx) key(r *keyRow, logged int64) (keys.Key, error) {
 	row := target{keys.KindKey, r.ID}
 	latest := t.latest(row, r.Revision, logged)
 	t.note(row, logged)
-	return t.s.keyFromRow(r, latest)
+	k, err := t.s.keyFromRow(r, latest)
+	return k, t.fail(err)
 }
 
 // note keeps what the log has of a row. Once the row is written, that is asked no more.
@@ -241,7 +252,7 @@ func (t *writeTx) note(row target, logged int64) {
 func (t *writeTx) Key(ctx context.Context, id string) (keys.Key, error) {
 	row := target{keys.KindKey, id}
 	if r, ok := t.read[row]; ok && !t.written[row] {
-		return t.key(r.key, r.logged), nil
+		return t.key(r.key, r.logged)
 	}
 	q, err := t.asked(ctx)
 	if err != nil {
@@ -259,7 +270,7 @@ func (t *writeTx) Key(ctx context.Context, id string) (keys.Key, error) {
 	if err != nil {
 		return keys.Key{}, t.fail(err)
 	}
-	return t.key(&r, logged), nil
+	return t.key(&r, logged)
 }
 
 func (t *writeTx) KeysIn(ctx context.Context, organizationID string, states ...keys.State) ([]keys.Key, error) {
@@ -279,9 +290,11 @@ func (t *writeTx) KeysIn(ctx context.Context, organizationID string, states ...k
 	err = each(rows, err, func(rows *sql.Rows) error {
 		var logged int64
 		r, err := scanKey(rows, &logged)
-		if err == nil {
-			found = append(found, t.key(&r, logged))
+		if err != nil {
+			return err
 		}
+		k, err := t.key(&r, logged)
+		found = append(found, k)
 		return err
 	})
 	return found, t.fail(err)
@@ -289,19 +302,19 @@ func (t *writeTx) KeysIn(ctx context.Context, organizationID string, states ...k
 
 func (t *writeTx) InsertKey(ctx context.Context, k keys.Key) error {
 	k.Revision = t.state.revision
-	sl := t.s.ring.SealRow(keys.KindKey, k.Sealed())
+	sl := t.signer.SealRow(keys.KindKey, k.Sealed())
 	return t.putRow(ctx, target{keys.KindKey, k.ID}, insertKey, keyArguments(&k, sl))
 }
 
 func (t *writeTx) UpdateKey(ctx context.Context, k keys.Key) error {
 	k.Revision = t.state.revision
-	sl := t.s.ring.SealRow(keys.KindKey, k.Sealed())
+	sl := t.signer.SealRow(keys.KindKey, k.Sealed())
 	return t.putRow(ctx, target{keys.KindKey, k.ID}, updateKey, keyArguments(&k, sl))
 }
 
 func (t *writeTx) PutOrganization(ctx context.Context, o keys.Organization) error {
 	o.Revision = t.state.revision
-	sl := t.s.ring.SealRow(keys.KindOrganization, o.Sealed())
+	sl := t.signer.SealRow(keys.KindOrganization, o.Sealed())
 	return t.putRow(ctx, target{keys.KindOrganization, o.ID}, putOrganization, organizationArguments(&o, sl))
 }
 
@@ -347,7 +360,8 @@ func (t *writeTx) Organization(ctx context.Context, id string) (keys.Organizatio
 	row := target{keys.KindOrganization, id}
 	if r, ok := t.read[row]; ok && !t.written[row] {
 		t.note(row, r.logged)
-		return t.s.organizationOf(&r.organization, r.logged, sameRevision), nil
+		o, err := t.s.organizationOf(&r.organization, r.logged, sameRevision)
+		return o, t.fail(err)
 	}
 	q, err := t.asked(ctx)
 	if err != nil {
@@ -421,7 +435,7 @@ func (t *writeTx) Audit(_ context.Context, e keys.AuditEntry) error {
 	}
 	e.Sequence = t.state.sequence + 1
 	e.Hash = chain(t.state.hash, &e)
-	sl := t.s.ring.SealAudit(e.Sequence, e.Hash)
+	sl := t.signer.SealAudit(e.Sequence, e.Hash)
 	t.later(insertEntry, e.Sequence, keys.Micros(e.At), e.Actor, string(e.Action), e.OrganizationID,
 		e.TargetID, e.Outcome, e.Detail, e.RemoteAddress, e.RequestID, e.Revision, e.Hash[:], sl.KeyID, sl.MAC)
 	t.state.sequence, t.state.hash = e.Sequence, e.Hash

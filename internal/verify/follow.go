@@ -172,7 +172,9 @@ func (v *Verifier) retry(ctx context.Context, what string, fn func(context.Conte
 		if v.clock.now().mono-began > 5*time.Second { // it had worked for a while
 			pause = 50 * time.Millisecond
 		}
-		v.cfg.Logger.Warn("the database does not answer; trying again", "to", what, "error", err, "in", pause.String())
+		if !errors.Is(err, keys.ErrUnknownKey) { // what reads the keys again has logged it, once
+			v.cfg.Logger.Warn("the database does not answer; trying again", "to", what, "error", err, "in", pause.String())
+		}
 		if !v.pause(ctx, pause) {
 			return false
 		}
