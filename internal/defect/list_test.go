@@ -46,6 +46,8 @@ const (
 	writeFile       = "internal/sqlstore/write.go"
 	transactionFile = "internal/sqlstore/transaction.go"
 	sqlFile         = "internal/sqlstore/sql.go"
+	rowsFile        = "internal/sqlstore/rows.go"
+	masterKeysFile  = "internal/sqlstore/masterkeys.go"
 	sqliteFile      = "internal/sqlstore/sqlite.go"
 	connectorFile   = "internal/sqlstore/connector.go"
 )
@@ -102,10 +104,8 @@ var list = []seeded{
 		WHERE node_id = $2 AND applied <= $1 AND`,
 	}, {File: sqlFile,
 		Old: `
-			AND $5 >= (SELECT protocol FROM lineage)
 		RETURNING renewed_at, (SELECT now FROM timeline), (SELECT settled FROM lineage)`,
-		New: `
-			AND $5 >= (SELECT protocol FROM lineage)`,
+		New: ``,
 	}, {File: feedFile,
 		Old: `	if !renewed {
 `,
@@ -217,12 +217,12 @@ CREATE TABLE lineage (`,
 		t.before, t.state.revision = t.state.revision, drawn
 `,
 	}, {File: writeFile,
-		Old: `	keyID, box := t.s.ring.SealState(`,
+		Old: `	keyID, box := t.signer.SealState(`,
 		New: `	t.state.revision = max(t.state.revision, t.before)
 	if _, err := t.q.ExecContext(context.Background(), "UPDATE meta SET revision = $1 WHERE one = 1", t.state.revision); err != nil {
 		return err
 	}
-	keyID, box := t.s.ring.SealState(`,
+	keyID, box := t.signer.SealState(`,
 	}, {File: writeFile,
 		Old: `	state state // as finish will seal it
 `,
@@ -394,6 +394,33 @@ CREATE TABLE lineage (`,
 	v.closeView()
 `,
 	}}, verification, "TestR5LeaveClosesTheViewFirst", false},
+
+	{"a node signs under the first key of its file", []Defect{{File: writeFile,
+		Old: `t.s.ring.Signer(t.meta.keyID)`,
+		New: `t.s.ring.Signer(t.s.ring.Wanted())`,
+	}}, store, "TestR10TheDatabaseNamesTheKey", false},
+
+	{"the master key is switched without a look at the nodes", []Defect{{File: masterKeysFile,
+		Old: `		if len(lacking) > 0 {
+`,
+		New: `		if false {
+`,
+	}}, store, "TestR10SwitchWaitsForEveryNode", false},
+
+	{"a missing master key is taken for a forgery", []Defect{{File: rowsFile,
+		Old: `	if errors.Is(err, seal.ErrUnknownKey) {
+		return keys.Key{}, fmt.Errorf("sqlstore: key %s: %w", r.ID, err)
+	}
+`,
+		New: `	_ = fmt.Errorf
+`,
+	}}, store, "TestR10UnknownKeyIsNeverForged", false},
+
+	{"a lease is renewed without the master key", []Defect{{File: sqlFile,
+		Old: `
+			AND position(' ' || (SELECT state_key_id FROM meta WHERE one = 1) || ':' IN master_keys) > 0`,
+		New: ``,
+	}}, store, "TestR10NoLeaseWithoutTheKey", false},
 }
 
 // Every error still fits the source, the changed source is Go, and the test that is to find it is there. Whether it does
