@@ -50,6 +50,9 @@ type nodeConfig struct {
 	maxExpiresInDays  int
 	maxOverlap        time.Duration // as in keys.Config
 
+	userRequestsPerMinute int // 0 = no budget
+	maxConnections        int // of each listener; 0 = from the limit of open files
+
 	logger *slog.Logger
 }
 
@@ -79,6 +82,8 @@ type listener struct {
 	tls     bool
 	door    doorway
 	net     net.Listener
+
+	connections server.ConnectionLimits // beyond what the door holds itself; zero = none
 }
 
 // doorway is what a listener serves.
@@ -112,6 +117,7 @@ func newNode(cfg nodeConfig) (*node, error) {
 		Store: n.db, Ring: cfg.ring, Format: cfg.format, Barrier: n.verifier, Render: server.RenderIssued,
 		Manages: n.verifier.Manages, RequiredRoles: cfg.requiredRoles, RequireRegistered: cfg.requireRegistered,
 		MaxExpiresInDays: cfg.maxExpiresInDays, MaxOverlap: cfg.maxOverlap, Observe: n.metrics.Act,
+		Writes: writesAtOnce[n.db.engine()], Reads: readsAtOnce[n.db.engine()], Logger: cfg.logger,
 	})
 	if err != nil {
 		return nil, err
@@ -122,6 +128,7 @@ func newNode(cfg nodeConfig) (*node, error) {
 		Operations: &operations{db: n.db, verifier: n.verifier, ring: cfg.ring, masterKeyFile: cfg.masterKeyFile, logger: cfg.logger},
 		Format:     cfg.format, InternalTokens: cfg.internalTokens, CORSOrigins: cfg.corsOrigins,
 		Metrics: n.metrics, Logger: cfg.logger, Version: buildVersion(), Budget: budget,
+		UserRequestsPerMinute: cfg.userRequestsPerMinute,
 	})
 	if err != nil { // the origins are the one thing that was not checked before
 		return nil, wrong("--cors-origins (KEYWARD_CORS_ORIGINS): %w", err)
@@ -137,9 +144,15 @@ func newNode(cfg nodeConfig) (*node, error) {
 			return nil, err
 		}
 	}
-	limits := server.Limits{Write: budget + drainTime}
-	n.addHTTP("public", cfg.listen, server.NewHTTPServer(doors.Public(), limits, cfg.logger), publicTLS)
-	n.addHTTP("internal", cfg.internalListen, server.NewHTTPServer(doors.Internal(), limits, cfg.logger), internalTLS)
+	connections, err := cfg.connectionLimits()
+	if err != nil {
+		return nil, err
+	}
+	limits := func(listener string) server.Limits {
+		return server.Limits{Write: budget + drainTime, Connections: connections[listener]}
+	}
+	n.addHTTP("public", cfg.listen, server.NewHTTPServer(doors.Public(), limits("public"), cfg.logger), publicTLS)
+	n.addHTTP("internal", cfg.internalListen, server.NewHTTPServer(doors.Internal(), limits("internal"), cfg.logger), internalTLS)
 	if cfg.extAuthzListen != "" {
 		envoy, err := extauthz.New(extauthz.Config{
 			Verifier: n.verifier, Format: cfg.format, Metrics: n.metrics,
@@ -148,7 +161,7 @@ func newNode(cfg nodeConfig) (*node, error) {
 		if err != nil {
 			return nil, err
 		}
-		n.listeners = append(n.listeners, &listener{name: "extauthz", address: cfg.extAuthzListen, door: envoy, tls: internalTLS != nil})
+		n.listeners = append(n.listeners, &listener{name: "extauthz", address: cfg.extAuthzListen, door: envoy, tls: internalTLS != nil, connections: connections["extauthz"]})
 	}
 	return n, nil
 }
@@ -251,7 +264,7 @@ func (n *node) run(ctx context.Context) error {
 	var serving sync.WaitGroup
 	for _, l := range n.listeners {
 		serving.Go(func() {
-			if err := l.door.Serve(l.net); err != nil {
+			if err := l.door.Serve(server.LimitConnections(l.net, l.connections, n.cfg.logger)); err != nil {
 				cancel(fmt.Errorf("the %s listener: %w", l.name, err))
 			}
 		})
@@ -266,6 +279,7 @@ func (n *node) run(ctx context.Context) error {
 	} else {
 		follower.Go(func() { n.verifier.Run(following) })
 		follower.Go(func() { n.watchDurability(following) })
+		follower.Go(func() { n.service.Run(following) })
 		if n.prober != nil {
 			prober.Go(func() { n.prober.Run(ctx) })
 		}

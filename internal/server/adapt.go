@@ -167,6 +167,9 @@ func (s *Server) admit(x *exchange) error {
 		if err := s.authenticate(x); err != nil {
 			return err
 		}
+		if err := s.spend(x); err != nil {
+			return err
+		}
 		return s.cfg.Service.Admit(x.ctx, x.call, x.route.action, x.segment)
 	case internalToken:
 		return s.tokens.Check(credential.Bearer(x.r.Header["Authorization"]))
@@ -414,7 +417,7 @@ func (s *Server) account(l *listener, x *exchange, took time.Duration) {
 	case x.route.quiet:
 		level = slog.LevelDebug
 	}
-	if !s.cfg.Logger.Enabled(x.r.Context(), level) {
+	if !s.cfg.Logger.Enabled(x.r.Context(), level) || !s.sampled(l, x, level) {
 		return
 	}
 	attrs := make([]slog.Attr, 0, 12)

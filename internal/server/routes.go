@@ -61,7 +61,7 @@ func (s *Server) routes() []route {
 	docs := docs()
 	return []route{
 		{public, "POST", keysPath, userToken, keys.ActCreate, nil, false, handle(s, readCreate, s.create)},
-		{public, "GET", keysPath, userToken, keys.ActList, []string{"env", "limit", "cursor"}, false, handle(s, readList, s.list)},
+		{public, "GET", keysPath, userToken, keys.ActList, []string{"env", "limit", "cursor"}, false, s.list},
 		{public, "POST", keysPath + "/{api_key_id}/revoke", userToken, keys.ActRevoke, nil, false, handle(s, readRevoke, s.revoke)},
 		{public, "POST", keysPath + "/{api_key_id}/roll", userToken, keys.ActRoll, nil, false, handle(s, readRoll, s.roll)},
 

@@ -42,6 +42,13 @@ type Config struct {
 	Logger  *slog.Logger // nil = slog.Default()
 	Version string       // of the program, for GET /v1/status
 
+	// UserRequestsPerMinute is a user's budget of management calls: as many at once, refilled evenly
+	// (C32); 0 = no budget.
+	UserRequestsPerMinute int
+
+	// ListStall ends a list whose client takes longer than this for one page of it (C33); 0 = 10 s.
+	ListStall time.Duration
+
 	// Budget bounds a management or operations call from its token to its answer; 0 = 30 s. It must be
 	// longer than a write may wait for a node that died (1.25 × lease).
 	Budget time.Duration
@@ -90,6 +97,8 @@ type Server struct {
 	public, internal *listener
 	tokens           door.InternalTokens
 	undecided        door.Throttle // of the log line about verifications that were not decided
+	users            *userBudgets  // nil = no budgets
+	unauthenticated  *sampler      // of the log lines about rejected callers that are not known
 	requestIDs       door.RequestIDs
 }
 
@@ -112,7 +121,13 @@ func New(cfg Config) (*Server, error) {
 			return nil, errors.New("server: a CORS origin must be scheme://host with an optional port and nothing after it, such as https://dashboard.example.com")
 		}
 	}
-	s := &Server{cfg: cfg, requestIDs: door.NewRequestIDs(cfg.Format)}
+	if cfg.ListStall == 0 {
+		cfg.ListStall = 10 * time.Second
+	}
+	s := &Server{
+		cfg: cfg, requestIDs: door.NewRequestIDs(cfg.Format),
+		users: newUserBudgets(cfg.UserRequestsPerMinute), unauthenticated: newSampler(cfg.Logger),
+	}
 	var err error
 	if s.tokens, err = door.NewInternalTokens(cfg.InternalTokens); err != nil {
 		return nil, fmt.Errorf("server: %w", err)
