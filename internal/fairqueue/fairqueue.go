@@ -26,6 +26,10 @@ type Turn struct {
 	Class        Class
 	Organization string
 	User         string
+
+	// Continues is set for the rest of a request that had a turn already: it goes before the user's
+	// others, and the bound of who waits does not hold for it.
+	Continues bool
 }
 
 // ErrFull means that too many Normal turns of the same user wait already.
@@ -38,6 +42,7 @@ type Queue struct {
 
 	mu         sync.Mutex
 	free       int // slots; guarded by mu, as all below
+	waiting    int
 	classes    [3]flows
 	systemNext bool // which of System and Normal is next
 }
@@ -60,13 +65,18 @@ func (q *Queue) Acquire(ctx context.Context, t Turn) (release func(), err error)
 	q.mu.Lock()
 	f := &q.classes[t.Class]
 	u := f.user(t)
-	if q.maxWaiting > 0 && t.Class == Normal && u.waiting.Len() >= q.maxWaiting {
+	if q.maxWaiting > 0 && t.Class == Normal && !t.Continues && u.waiting.Len() >= q.maxWaiting {
 		f.tidy(u)
 		q.mu.Unlock()
 		return nil, ErrFull
 	}
 	w := &waiter{user: u, ready: make(chan struct{})}
-	w.place = u.waiting.PushBack(w)
+	if t.Continues {
+		w.place = u.waiting.PushFront(w)
+	} else {
+		w.place = u.waiting.PushBack(w)
+	}
+	q.waiting++
 	f.queue(u)
 	q.dispatch()
 	q.mu.Unlock()
@@ -86,6 +96,7 @@ func (q *Queue) Acquire(ctx context.Context, t Turn) (release func(), err error)
 	granted := w.place == nil
 	if !granted {
 		u.waiting.Remove(w.place)
+		q.waiting--
 		f.tidy(u)
 	}
 	q.mu.Unlock()
@@ -93,6 +104,13 @@ func (q *Queue) Acquire(ctx context.Context, t Turn) (release func(), err error)
 		release()
 	}
 	return nil, ctx.Err()
+}
+
+// Waiting returns how many turns wait.
+func (q *Queue) Waiting() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.waiting
 }
 
 // TryAcquire takes a slot only if that needs no waiting.
@@ -129,6 +147,7 @@ func (q *Queue) dispatch() {
 			return
 		}
 		q.free--
+		q.waiting--
 		w.user.running++
 		close(w.ready)
 	}

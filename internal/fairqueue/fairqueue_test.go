@@ -76,7 +76,7 @@ func TestC32TurnsAreTaken(t *testing.T) {
 			of(1, "a", user("o", "a")), of(1, "b", user("o", "b")), of(1, "c", user("o", "c")), of(1, "x", user("p", "x")),
 		}, []string{"a0", "x0", "b0", "c0"}},
 		{"what is urgent goes first, by turns", [][]ask{
-			of(2, "n", user("o", "n")), of(2, "u", Turn{Urgent, "o", "u"}), of(1, "v", Turn{Urgent, "p", "v"}),
+			of(2, "n", user("o", "n")), of(2, "u", Turn{Class: Urgent, Organization: "o", User: "u"}), of(1, "v", Turn{Class: Urgent, Organization: "p", User: "v"}),
 		}, []string{"u0", "v0", "u1", "n0", "n1"}},
 		{"the system's turns and users' alternate", [][]ask{
 			of(1, "a", user("o", "a")), of(1, "b", user("p", "b")), of(3, "s", Turn{Class: System}),
@@ -111,9 +111,10 @@ func TestC32AUsersQueueIsBounded(t *testing.T) {
 		if _, err := l.q.Acquire(t.Context(), turn); !errors.Is(err, ErrFull) {
 			t.Errorf("the third waits: %v", err)
 		}
-		l.wait("revoke", Turn{Urgent, "o", "u"})
+		l.wait("rest", Turn{Organization: "o", User: "u", Continues: true})
+		l.wait("revoke", Turn{Class: Urgent, Organization: "o", User: "u"})
 		l.wait("other", Turn{Organization: "o", User: "v"})
-		if diff := cmp.Diff([]string{"revoke", "first", "other", "second"}, l.run()); diff != "" {
+		if diff := cmp.Diff([]string{"revoke", "rest", "other", "first", "second"}, l.run()); diff != "" {
 			t.Errorf("order (-want +got):\n%s", diff)
 		}
 	})

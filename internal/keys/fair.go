@@ -187,3 +187,6 @@ func (r *recentIDs) add(id string) {
 	r.place[id] = r.next
 	r.next = (r.next + 1) % maxRecentIDs
 }
+
+// WaitingWrites returns how many writes wait for their turn.
+func (s *Service) WaitingWrites() int { return s.store.queue.Waiting() }

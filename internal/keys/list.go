@@ -110,3 +110,10 @@ func (s *Service) List(ctx context.Context, c Call, r ListRequest) (all Page, er
 		}
 	}
 }
+
+// Lists returns how many lists of a user are under way.
+func (s *Service) Lists(user string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lists[user]
+}

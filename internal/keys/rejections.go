@@ -18,12 +18,12 @@ type rejections struct {
 	open map[rejection]*repeats // guarded by mu
 }
 
-// rejection is who was rejected for what.
+// rejection is who was rejected for what. The member at fault is not part of it: a caller can make
+// up as many as it likes.
 type rejection struct {
 	user, organization string
 	action             Action
 	code               api.Code
-	param              string
 }
 
 // repeats are the rejections after the first.
@@ -42,7 +42,7 @@ const (
 func newRejections() *rejections { return &rejections{open: make(map[rejection]*repeats)} }
 
 func rejectionOf(c Call, action Action, e *Error) rejection {
-	return rejection{c.Principal.User, c.Principal.OrganizationID, action, e.Code, e.Param}
+	return rejection{c.Principal.User, c.Principal.OrganizationID, action, e.Code}
 }
 
 // first reports whether a rejection is to be written now. Otherwise it is counted. What is over a
@@ -117,7 +117,9 @@ func (s *Service) recordRejection(ctx context.Context, c Call, action Action, ta
 	e := s.entry(c, action, targetID, now)
 	e.Outcome = string(refusal.Code)
 	e.Detail = refusal.Param
-	if err := s.store.recordAs(ctx, normalTurn(c), e); err != nil {
+	turn := normalTurn(c)
+	turn.Continues = true
+	if err := s.store.recordAs(ctx, turn, e); err != nil {
 		return s.full(err)
 	}
 	return nil
@@ -142,13 +144,9 @@ func (s *Service) writeRepeat(ctx context.Context, k rejection, of repeats) erro
 	if err != nil {
 		return err
 	}
-	detail := fmt.Sprintf("repeated %d times within a minute", of.count)
-	if k.param != "" {
-		detail = k.param + "; " + detail
-	}
 	return s.store.Record(ctx, AuditEntry{
 		At: now, Actor: k.user, Action: k.action, OrganizationID: k.organization, Outcome: string(k.code),
-		Detail: detail, RemoteAddress: of.remoteAddress, RequestID: of.requestID,
+		Detail: fmt.Sprintf("repeated %d times within a minute", of.count), RemoteAddress: of.remoteAddress, RequestID: of.requestID,
 	})
 }
 

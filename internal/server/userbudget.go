@@ -76,8 +76,8 @@ func (p *budgetPart) makeRoom(now time.Time) {
 			delete(p.buckets, hash)
 		}
 	}
-	for hash := range p.buckets {
-		if len(p.buckets) < maxBuckets {
+	for hash := range p.buckets { // some at once, so that not every new user costs a sweep
+		if len(p.buckets) <= maxBuckets*3/4 {
 			break
 		}
 		delete(p.buckets, hash)
