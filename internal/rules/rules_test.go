@@ -46,7 +46,7 @@ var mayImport = map[string][]string{
 	"cmd/keyward":                   {"", "api", "token", "internal/keys", "internal/verify", "internal/identity", "internal/seal", "internal/sqlstore", "internal/probe", "internal/server", "internal/extauthz", "examples/payments/paymentsapi"},
 	"examples/payments":             {"", "examples/payments/paymentsapi"},
 	"examples/payments/paymentsapi": {""},
-	"bench":                         {"api", "token", "internal/keys", "internal/seal", "internal/sqlstore", "internal/verify", "internal/server", "internal/extauthz"},
+	"bench":                         {"api", "token", "internal/keys", "internal/seal", "internal/sqlstore", "internal/verify", "internal/server", "internal/extauthz", "internal/identity", "internal/pgtest"},
 }
 
 // testRooms are imported by tests alone.
