@@ -40,13 +40,15 @@ type attackWork struct {
 	Flooded     string // a key of that organization, revoked
 	Connections int    // for revokes
 	Idle        int
+
+	atWork func() // says that the attack is under way
 }
 
 // attack is a running attacker.
 type attack struct {
 	cmd *exec.Cmd
 	in  io.WriteCloser
-	out io.Reader
+	out *bufio.Reader
 }
 
 func startAttack(ctx context.Context, s *server, o options, name string) (*attack, error) {
@@ -63,16 +65,22 @@ func startAttack(ctx context.Context, s *server, o options, name string) (*attac
 	if a.in, err = a.cmd.StdinPipe(); err != nil {
 		return nil, err
 	}
-	if a.out, err = a.cmd.StdoutPipe(); err != nil {
+	out, err := a.cmd.StdoutPipe()
+	if err != nil {
 		return nil, err
 	}
+	a.out = bufio.NewReader(out)
 	if err := a.cmd.Start(); err != nil {
 		return nil, err
 	}
-	return a, json.NewEncoder(a.in).Encode(attackWork{
+	err = json.NewEncoder(a.in).Encode(attackWork{
 		Name: name, Public: s.public, ExtAuthz: s.extauthz, Token: token, Flooded: s.flooded,
 		Connections: o.connections, Idle: o.idle,
 	})
+	if err == nil {
+		_, err = a.out.ReadString('\n') // it is at work
+	}
+	return a, err
 }
 
 // stop ends the attacker and returns what it was answered.
@@ -116,7 +124,12 @@ func runAttack(ctx context.Context, stdin io.Reader, stdout, stderr io.Writer) i
 		cancel()
 	}()
 	t := &tally{counts: map[string]int{}}
+	w.atWork = sync.OnceFunc(func() { fmt.Fprintln(stdout) })
+	if w.Name != "idle" {
+		w.atWork()
+	}
 	w.run(ctx, t)
+	w.atWork()
 	if err := json.NewEncoder(stdout).Encode(t.counts); err != nil {
 		return 1
 	}
@@ -202,7 +215,10 @@ func ask(conn net.Conn, in *bufio.Reader, request string, t *tally) bool {
 func (w *attackWork) idle(ctx context.Context, t *tally, request string) {
 	places := make(chan struct{}, w.Idle)
 	var running sync.WaitGroup
-	for ctx.Err() == nil {
+	for n := 1; ctx.Err() == nil; n++ {
+		if n == w.Idle || len(places) == cap(places) {
+			w.atWork() // so many were opened, whether or not they still are
+		}
 		select {
 		case places <- struct{}{}:
 		case <-ctx.Done():
@@ -223,10 +239,13 @@ func (w *attackWork) idle(ctx context.Context, t *tally, request string) {
 			}
 			t.add("closed")
 		})
-		time.Sleep(200 * time.Microsecond)
+		time.Sleep(100 * time.Microsecond)
 	}
 	running.Wait()
 }
+
+// message stands for what raw sends.
+type message struct{}
 
 // raw sends the same bytes as every message.
 type raw struct{ message mem.BufferSlice }
@@ -250,7 +269,7 @@ func (w *attackWork) grpc(ctx context.Context, t *tally) {
 		for range streams {
 			running.Go(func() {
 				for ctx.Err() == nil {
-					err := conn.Invoke(ctx, "/envoy.service.auth.v3.Authorization/Check", nil, nil,
+					err := conn.Invoke(ctx, "/envoy.service.auth.v3.Authorization/Check", message{}, message{},
 						grpc.ForceCodecV2(codec), grpc.MaxCallSendMsgSize(2*size))
 					if ctx.Err() != nil {
 						return

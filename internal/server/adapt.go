@@ -101,6 +101,7 @@ func (s *Server) serve(l *listener, x *exchange) error {
 		x.ctx = ctx
 	}
 	if err := s.admit(x); err != nil {
+		s.slowDown(x, err)
 		return err
 	}
 	if err := x.readQuery(s); err != nil {

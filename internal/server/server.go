@@ -98,6 +98,8 @@ type Server struct {
 	tokens           door.InternalTokens
 	undecided        door.Throttle // of the log line about verifications that were not decided
 	users            *userBudgets  // nil = no budgets
+	slowUsers        slowdown      // of rejections that are over a budget
+	slowStrangers    slowdown      // of rejected tokens
 	unauthenticated  *sampler      // of the log lines about rejected callers that are not known
 	requestIDs       door.RequestIDs
 }
@@ -126,7 +128,8 @@ func New(cfg Config) (*Server, error) {
 	}
 	s := &Server{
 		cfg: cfg, requestIDs: door.NewRequestIDs(cfg.Format),
-		users: newUserBudgets(cfg.UserRequestsPerMinute), unauthenticated: newSampler(cfg.Logger),
+		users: newUserBudgets(cfg.UserRequestsPerMinute), slowUsers: slowUsers(), slowStrangers: slowStrangers(),
+		unauthenticated: newSampler(cfg.Logger),
 	}
 	var err error
 	if s.tokens, err = door.NewInternalTokens(cfg.InternalTokens); err != nil {

@@ -40,8 +40,8 @@ func TestC32BucketsAreForgotten(t *testing.T) {
 	now := time.Now()
 	b := newUserBudgets(120)
 	held := func() (n int) {
-		for i := range b.parts {
-			n += len(b.parts[i].buckets)
+		for i := range b.buckets.parts {
+			n += len(b.buckets.parts[i].buckets)
 		}
 		return n
 	}
@@ -55,7 +55,35 @@ func TestC32BucketsAreForgotten(t *testing.T) {
 	for i := range 300_000 { // and all at once
 		b.take(fmt.Sprint("other", i), now)
 	}
-	if n := held(); n > len(b.parts)*maxBuckets {
-		t.Errorf("%d buckets, want at most %d", n, len(b.parts)*maxBuckets)
+	if n := held(); n > len(b.buckets.parts)*maxBuckets {
+		t.Errorf("%d buckets, want at most %d", n, len(b.buckets.parts)*maxBuckets)
+	}
+}
+
+// Who is rejected often waits for it, up to a bound, and nobody else does.
+func TestManyRejectionsAreSlow(t *testing.T) {
+	now := time.Now()
+	d := slowdown{newLimiters(10, 20), 5 * time.Second}
+	for i := range 20 {
+		if wait := d.delay("u", now); wait != 0 {
+			t.Fatalf("rejection %d waits %v", i+1, wait)
+		}
+	}
+	if wait := d.delay("u", now); wait <= 0 || wait > 100*time.Millisecond {
+		t.Errorf("rejection 21 waits %v, want a tenth of a second", wait)
+	}
+	for range 1000 {
+		if wait := d.delay("u", now); wait > 5*time.Second {
+			t.Fatalf("waits %v, want at most 5s", wait)
+		}
+	}
+	if wait := d.delay("u", now); wait != 5*time.Second {
+		t.Errorf("one of many waits %v, want 5s", wait)
+	}
+	if wait := d.delay("v", now); wait != 0 {
+		t.Errorf("another waits %v", wait)
+	}
+	if wait := d.delay("u", now.Add(10*time.Second)); wait != 0 {
+		t.Errorf("after a quiet time: %v", wait)
 	}
 }
