@@ -214,7 +214,7 @@ func (s *server) seed(ctx context.Context, url, line string, n int) (err error) 
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	const batch = 2000
+	const batch = 200
 	for from := 0; from < n; from += batch {
 		_, err := store.Write(ctx, keys.Reads{}, func(ctx context.Context, tx keys.Tx) error {
 			for i := from; i < min(n, from+batch); i++ {

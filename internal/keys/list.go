@@ -111,9 +111,12 @@ func (s *Service) List(ctx context.Context, c Call, r ListRequest) (all Page, er
 	}
 }
 
-// Lists returns how many lists of a user are under way.
-func (s *Service) Lists(user string) int {
+// Lists returns how many lists are under way.
+func (s *Service) Lists() (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.lists[user]
+	for _, of := range s.lists {
+		n += of
+	}
+	return n
 }

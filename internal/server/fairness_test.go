@@ -175,7 +175,7 @@ func TestC33FourListsAtOnce(t *testing.T) {
 		get(user, codes)
 	}
 	<-entered
-	eventually(t, "four lists", func() bool { return f.service.Lists("u") == 4 })
+	eventually(t, "four lists", func() bool { return f.service.Lists() == 4 })
 	got := f.do(ask{method: "GET", url: f.keysURL(), user: user})
 	got.refused(t, http.StatusTooManyRequests, api.TooManyRequests, "")
 	if after, err := strconv.Atoi(got.header.Get("Retry-After")); err != nil || after < 1 {
@@ -191,7 +191,7 @@ func TestC33FourListsAtOnce(t *testing.T) {
 			t.Errorf("a list ended with %d", code)
 		}
 	}
-	if n := f.service.Lists("u"); n != 0 {
+	if n := f.service.Lists(); n != 0 {
 		t.Errorf("%d lists are still counted", n)
 	}
 }
@@ -272,7 +272,7 @@ func TestC33AClientThatStopsReading(t *testing.T) {
 	if n := len(w.limits); n == 0 || n >= 40 {
 		t.Errorf("%d pages were read for a client that read nothing", n)
 	}
-	if n := f.service.Lists("u"); n != 0 {
+	if n := f.service.Lists(); n != 0 {
 		t.Errorf("%d lists are still counted", n)
 	}
 }

@@ -138,6 +138,7 @@ func New(cfg Config) (*Server, error) {
 	s.public = newListener(public, s.routes(), cfg.Metrics)
 	s.internal = newListener(internal, s.routes(), cfg.Metrics)
 	cfg.Metrics.watch(cfg.Verifier)
+	cfg.Metrics.watchTurns(cfg.Service)
 	return s, nil
 }
 
