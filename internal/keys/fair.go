@@ -81,26 +81,31 @@ func (s *Service) waitToWrite(ctx context.Context, c Call, action Action, target
 	if release, ok := s.store.queue.TryAcquire(turn); ok {
 		return release, nil
 	}
-	if action != ActRevoke || !s.beginRevocation(targetID) {
+	revocation := revocation{c.Principal.OrganizationID, targetID}
+	if action != ActRevoke || !s.beginRevocation(revocation) {
 		return s.store.queue.Acquire(ctx, turn)
 	}
 	changes, err := s.RevokeChanges(ctx, c, targetID)
 	if err != nil || !changes {
-		s.endRevocation(targetID)
+		s.endRevocation(revocation)
 		return s.store.queue.Acquire(ctx, turn) // after an error the write fails too, and says why
 	}
 	turn.Class = fairqueue.Urgent
 	free, err := s.store.queue.Acquire(ctx, turn)
 	if err != nil {
-		s.endRevocation(targetID)
+		s.endRevocation(revocation)
 		return nil, err
 	}
-	return func() { free(); s.endRevocation(targetID) }, nil
+	return func() { free(); s.endRevocation(revocation) }, nil
 }
+
+// revocation is what an organization asks for. Another's request for the same id is not the same: it
+// changes nothing.
+type revocation struct{ organization, keyID string }
 
 // beginRevocation notes that a key's revocation waits as urgent; false when one does already. So
 // there are at most as many urgent turns as there are keys to revoke.
-func (s *Service) beginRevocation(id string) bool {
+func (s *Service) beginRevocation(id revocation) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, waits := s.revoking[id]; waits {
@@ -110,7 +115,7 @@ func (s *Service) beginRevocation(id string) bool {
 	return true
 }
 
-func (s *Service) endRevocation(id string) {
+func (s *Service) endRevocation(id revocation) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.revoking, id)

@@ -69,10 +69,10 @@ type Service struct {
 	rejections *rejections
 
 	mu       sync.Mutex
-	running  map[Handle]struct{} // idempotent requests under way in this process (C16); guarded by mu
-	lists    map[string]int      // lists under way, by user (C33); guarded by mu
-	revoking map[string]struct{} // keys whose revocation waits as urgent; guarded by mu
-	revoked  recentIDs           // keys that are known to be revoked; guarded by mu
+	running  map[Handle]struct{}     // idempotent requests under way in this process (C16); guarded by mu
+	lists    map[string]int          // lists under way, by user (C33); guarded by mu
+	revoking map[revocation]struct{} // those that wait as urgent; guarded by mu
+	revoked  recentIDs               // keys that are known to be revoked; guarded by mu
 }
 
 // NewService returns a Service.
@@ -97,7 +97,7 @@ func NewService(cfg Config) (*Service, error) {
 	cfg.Store = store
 	return &Service{
 		cfg: cfg, store: store, reads: fairqueue.New(cfg.Reads, 0), rejections: newRejections(),
-		running: make(map[Handle]struct{}), lists: make(map[string]int), revoking: make(map[string]struct{}),
+		running: make(map[Handle]struct{}), lists: make(map[string]int), revoking: make(map[revocation]struct{}),
 	}, nil
 }
 

@@ -12,8 +12,8 @@ import (
 	"github.com/syncgram/keyward/api"
 )
 
-// sampler keeps the log lines about rejected requests few when their callers are not known, or are
-// over their budget: anybody may cause them, as many as they like. Of each kind some pass, and the
+// sampler keeps the log lines few about requests whose callers are not known, or are over their
+// budget: anybody may cause them, as many as they like. Of each kind some pass, and the
 // number of the others is logged. Metrics count all.
 type sampler struct {
 	logger *slog.Logger
@@ -70,8 +70,8 @@ func (s *sampler) report(k sampleKind) {
 
 // sampled reports whether the line of a request is written.
 func (s *Server) sampled(l *listener, x *exchange, level slog.Level) bool {
-	anybody := x.call.Principal.User == "" && x.status >= http.StatusBadRequest && x.status < http.StatusInternalServerError
-	if level > slog.LevelInfo || !anybody && x.code != api.TooManyRequests {
+	anybody := x.call.Principal.User == "" && (x.status >= http.StatusBadRequest || x.route.auth == open)
+	if level != slog.LevelInfo || !anybody && x.code != api.TooManyRequests {
 		return true
 	}
 	return s.unauthenticated.allow(sampleKind{l.name, x.status, x.code})
