@@ -188,7 +188,7 @@ func (w *attackWork) over(ctx context.Context, t *tally, request string) {
 }
 
 func (w *attackWork) dial(ctx context.Context, t *tally) (net.Conn, error) {
-	var d net.Dialer
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}} // not the others' address
 	conn, err := d.DialContext(ctx, "tcp", w.Public)
 	if err != nil && ctx.Err() == nil {
 		t.add("no connection")

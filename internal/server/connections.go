@@ -30,6 +30,7 @@ type connections struct {
 	total   int // guarded by mu, as all below
 	idle    list.List
 	sources map[string]*source
+	turns   *rate.Limiter
 	dropped int64 // since the last line of the log
 }
 
@@ -38,7 +39,16 @@ type source struct {
 	name  string
 	total int
 	idle  list.List
+	turns *rate.Limiter // of connections that made room for others of this source; nil until the first
 }
+
+// How often connections make room: of one source, and of all. A client that opens others as fast as
+// its own are closed would keep the processors busy with nothing else; beyond this new connections are
+// closed as they come.
+const (
+	turnsOfSource = 50
+	turnsOfAll    = 500
+)
 
 // heldConn is a connection that counts until it is closed. Without a request under way it is in both
 // lists, which begin with what is idle for the longest time: a connection that was only opened, too.
@@ -57,6 +67,7 @@ func newConnections(l ConnectionLimits, logger *slog.Logger) *connections {
 	}
 	return &connections{
 		limits: l, evicts: true, logger: logger, lines: rate.NewLimiter(rate.Every(10*time.Second), 1), sources: make(map[string]*source),
+		turns: rate.NewLimiter(turnsOfAll, turnsOfAll),
 	}
 }
 
@@ -111,9 +122,12 @@ func (c *connections) hold(conn net.Conn) net.Conn {
 	room := true
 	switch {
 	case c.limits.PerSource > 0 && s.total >= c.limits.PerSource:
-		victim, room = oldest(&s.idle)
+		if s.turns == nil {
+			s.turns = rate.NewLimiter(turnsOfSource, turnsOfSource)
+		}
+		victim, room = oldest(&s.idle, s.turns)
 	case c.limits.Total > 0 && c.total >= c.limits.Total:
-		victim, room = oldest(&c.idle)
+		victim, room = oldest(&c.idle, c.turns)
 	}
 	if victim != nil {
 		c.forget(victim)
@@ -151,8 +165,8 @@ func (c *connections) hold(conn net.Conn) net.Conn {
 	return h
 }
 
-func oldest(l *list.List) (*heldConn, bool) {
-	if e := l.Front(); e != nil {
+func oldest(l *list.List, turns *rate.Limiter) (*heldConn, bool) {
+	if e := l.Front(); e != nil && turns.Allow() {
 		return e.Value.(*heldConn), true
 	}
 	return nil, false
@@ -206,19 +220,40 @@ func (c *connections) state(conn net.Conn, state http.ConnState) {
 	if c == nil || state != http.StateActive && state != http.StateIdle {
 		return
 	}
+	if h := heldOf(conn); h != nil {
+		h.mayGo(state == http.StateIdle)
+	}
+}
+
+// heldOf returns the heldConn under a connection, or nil.
+func heldOf(conn net.Conn) *heldConn {
 	for {
 		switch on := conn.(type) {
 		case *heldConn:
-			c.mu.Lock()
-			c.setIdle(on, state == http.StateIdle)
-			c.mu.Unlock()
-			return
+			return on
 		case interface{ NetConn() net.Conn }:
 			conn = on.NetConn()
 		default:
-			return
+			return nil
 		}
 	}
+}
+
+// mayGo says whether the connection may be closed to make room for another.
+func (h *heldConn) mayGo(may bool) {
+	h.of.mu.Lock()
+	defer h.of.mu.Unlock()
+	h.of.setIdle(h, may)
+}
+
+// heldKey is where a request's context has its heldConn.
+type heldKey struct{}
+
+func withHeld(ctx context.Context, conn net.Conn) context.Context {
+	if h := heldOf(conn); h != nil {
+		return context.WithValue(ctx, heldKey{}, h)
+	}
+	return ctx
 }
 
 // Close implements net.Conn.

@@ -472,6 +472,47 @@ func TestR3BusyConnectionsStay(t *testing.T) {
 	}
 }
 
+// R3: a connection whose request only waits to be rejected makes room, too.
+func TestR3SlowRejectionsMakeRoom(t *testing.T) {
+	f := newFixture(t, func(s *setup) { s.server.UserRequestsPerMinute = 1 })
+	url := f.serve(NewHTTPServer(f.server.Public(), Limits{Connections: ConnectionLimits{Total: 2}}, f.server.cfg.Logger))
+	user := f.token("u", "org_a")
+	f.server.users.take("u", time.Now())
+	for range 200 {
+		f.server.slowUsers.delay("u", time.Now())
+	}
+	for range 2 {
+		conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		fmt.Fprintf(conn, "GET /api/v1/auth/api-keys HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\n\r\n", user)
+	}
+	client := &http.Client{Transport: &http.Transport{}, Timeout: 3 * time.Second}
+	defer client.CloseIdleConnections()
+	resp, err := client.Get(url + "/docs/style.css")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 200 {
+		t.Errorf("status %d", resp.StatusCode)
+	}
+}
+
+// R3: who opens connections as fast as they are closed is closed without a request being read.
+func TestR3ChurnIsBounded(t *testing.T) {
+	f := newFixture(t)
+	limits := Limits{Connections: ConnectionLimits{Total: 100, PerSource: 5}}
+	url := f.serve(NewHTTPServer(f.server.Internal(), limits, f.server.cfg.Logger))
+	open := idle(t, strings.TrimPrefix(url, "http://"), 300)
+	eventually(t, "down to the budget", func() bool { return open() <= 5 })
+	if n := len(f.logged(map[string]any{"msg": "connections closed to make room: the listener's limit is reached"})); n != 1 {
+		t.Errorf("%d lines in the log, want 1", n)
+	}
+}
+
 // R3: how descriptors are divided.
 func TestR3ConnectionShares(t *testing.T) {
 	for _, tt := range []struct {

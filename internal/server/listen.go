@@ -57,6 +57,7 @@ func NewHTTPServer(h http.Handler, l Limits, logger *slog.Logger) HTTPServer {
 	held := newConnections(l.Connections, logger)
 	return HTTPServer{connections: held, Server: &http.Server{
 		ConnState:         held.state,
+		ConnContext:       withHeld,
 		Handler:           h,
 		ReadHeaderTimeout: or(l.ReadHeader, 5*time.Second),
 		ReadTimeout:       or(l.Read, 15*time.Second),

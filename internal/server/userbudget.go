@@ -160,6 +160,10 @@ func (s *Server) slowDown(x *exchange, rejected error) {
 	if wait <= 0 {
 		return
 	}
+	if h, ok := x.r.Context().Value(heldKey{}).(*heldConn); ok && x.r.ProtoMajor == 1 {
+		h.mayGo(true) // who only waits to be rejected keeps no other connection away
+		defer h.mayGo(false)
+	}
 	ctx, cancel := context.WithTimeout(x.r.Context(), wait)
 	defer cancel()
 	<-ctx.Done()
