@@ -249,6 +249,9 @@ func TestC33AListEndsWithItsClient(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Error("the list is still read")
 	}
+	eventually(t, "logged", func() bool {
+		return len(f.logged(map[string]any{"msg": "request", "reason": "the client hung up", "level": "INFO"})) == 1
+	})
 }
 
 // C33: a list ends when its client stops reading, and then holds nothing.

@@ -39,6 +39,10 @@ func (s *Server) list(x *exchange) error {
 	}
 	defer listing.Close()
 	page, err := s.nextPage(x, listing)
+	if err != nil && x.r.Context().Err() != nil {
+		x.status, x.reason = statusClientGone, "the client hung up"
+		panic(http.ErrAbortHandler)
+	}
 	if err != nil {
 		return err
 	}
@@ -55,6 +59,10 @@ func (s *Server) list(x *exchange) error {
 	}
 	return x.answer(answer{body: body})
 }
+
+// statusClientGone is what the log and the metrics say of a request whose client did not wait for the
+// answer, as nginx does.
+const statusClientGone = 499
 
 // nextPage reads a page, within the time of one call.
 func (s *Server) nextPage(x *exchange, l *keys.Listing) (keys.Page, error) {
