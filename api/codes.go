@@ -21,6 +21,7 @@ const (
 	HeadersTooLarge       Code = "headers_too_large"       // 431
 	ActiveKeyExists       Code = "active_key_exists"       // 400, C12
 	RateLimited           Code = "rate_limited"            // 429, C14
+	TooManyRequests       Code = "too_many_requests"       // 429, C32, C33
 	IdempotencyKeyReused  Code = "idempotency_key_reused"  // 422, C16
 	IdempotencyInProgress Code = "idempotency_in_progress" // 409, C16
 	IdempotencyResultGone Code = "idempotency_result_gone" // 409, C16

@@ -89,7 +89,8 @@ func (c *devCmd) Run(ctx context.Context, t *terminal) error {
 		},
 		MasterKeyFile: filepath.Join(c.Dir, "master.key"), Lease: duration(10 * time.Second),
 		JWTJWKS: issuer.Config().JWKS, JWTIssuer: &name, JWTAudience: &audience, JWTOrganizationClaim: "org_id",
-		SecretPrefix: "sk", MaxOverlap: duration(24 * time.Hour), LogFormat: "text", LogLevel: c.LogLevel,
+		UserRequestsPerMinute: 120,
+		SecretPrefix:          "sk", MaxOverlap: duration(24 * time.Hour), LogFormat: "text", LogLevel: c.LogLevel,
 	}
 	log := t.detach()
 	logger := settings.logger(log)

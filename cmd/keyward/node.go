@@ -59,6 +59,9 @@ type nodeConfig struct {
 	maxExpiresInDays  int
 	maxOverlap        time.Duration // as in keys.Config
 
+	userRequestsPerMinute int // 0 = no budget
+	maxConnections        int // of each listener; 0 = from the limit of open files
+
 	logger *slog.Logger
 }
 
@@ -125,6 +128,7 @@ func newNode(cfg nodeConfig) (*node, error) {
 		Manages: n.verifier.Manages, Proven: n.verifier.Proven, HeldRevision: n.verifier.HeldRevision,
 		RequiredRoles: cfg.requiredRoles, RoleClaim: cfg.roleClaim, RequireRegistered: cfg.requireRegistered,
 		MaxExpiresInDays: cfg.maxExpiresInDays, MaxOverlap: cfg.maxOverlap, Observe: n.metrics.Act,
+		Writes: writesAtOnce[n.db.engine()], Reads: readsAtOnce[n.db.engine()], Logger: cfg.logger,
 	})
 	if err != nil {
 		return nil, err
@@ -140,6 +144,7 @@ func newNode(cfg nodeConfig) (*node, error) {
 		Responder:  &probe.Responder{Ring: cfg.ring, Verify: n.verifier.Verify, NodeID: n.verifier.NodeID, DatabaseID: n.db.databaseID},
 		Format:     cfg.format, Access: gate, AdminHosts: cfg.adminHosts, Clients: cfg.clients, CORSOrigins: cfg.corsOrigins,
 		Metrics: n.metrics, Logger: cfg.logger, Version: buildVersion(), Budget: budget,
+		UserRequestsPerMinute: cfg.userRequestsPerMinute,
 	})
 	if err != nil { // the origins are the one thing that was not checked before
 		return nil, wrong("--cors-origins (KEYWARD_CORS_ORIGINS): %w", err)
@@ -156,14 +161,21 @@ func newNode(cfg nodeConfig) (*node, error) {
 			return nil, err
 		}
 	}
-	limits := server.Limits{Write: budget + drainTime}
-	n.addHTTP("public", cfg.listen, server.NewHTTPServer(doors.Public(), limits, cfg.logger), publicTLS)
-	n.addHTTP("verification", cfg.verifyListen, server.NewHTTPServer(doors.Verification(), limits, cfg.logger), innerTLS)
-	n.addHTTP("admin", cfg.adminListen, server.NewHTTPServer(doors.Admin(), limits, cfg.logger), innerTLS)
+	connections, err := cfg.connectionLimits()
+	if err != nil {
+		return nil, err
+	}
+	limits := func(listener string) server.Limits {
+		return server.Limits{Write: budget + drainTime, Connections: connections[listener]}
+	}
+	n.addHTTP("public", cfg.listen, server.NewHTTPServer(doors.Public(), limits("public"), cfg.logger), publicTLS)
+	n.addHTTP("verification", cfg.verifyListen, server.NewHTTPServer(doors.Verification(), limits("verification"), cfg.logger), innerTLS)
+	n.addHTTP("admin", cfg.adminListen, server.NewHTTPServer(doors.Admin(), limits("admin"), cfg.logger), innerTLS)
 	if cfg.extAuthzListen != "" {
 		envoy, err := extauthz.New(extauthz.Config{
 			Verifier: n.verifier, Format: cfg.format, Metrics: n.metrics,
 			Access: gate, Clients: cfg.clients, TLS: innerTLS, Logger: cfg.logger,
+			MaxConnections: connections["extauthz"].Total,
 		})
 		if err != nil {
 			return nil, err
@@ -287,6 +299,7 @@ func (n *node) run(ctx context.Context) error {
 	} else {
 		follower.Go(func() { n.verifier.Run(following) })
 		follower.Go(func() { n.watchDurability(following) })
+		follower.Go(func() { n.service.Run(following) })
 		if n.prober != nil {
 			prober.Go(func() { n.prober.Run(ctx) })
 		}

@@ -130,6 +130,9 @@ type serveCmd struct {
 	JWTRoleClaim         string   `setting:"" name:"jwt-role-claim" group:"Users' tokens:" help:"Claim that holds the user's roles, by its name or a path such as realm_access.roles. Roles are not read by default." placeholder:"CLAIM"`
 	JWTRoles             []string `setting:"" name:"jwt-roles" group:"Users' tokens:" help:"Roles, separated by commas, of which a user needs one to manage keys. None is needed by default." placeholder:"ROLE"`
 
+	UserRequestsPerMinute int `setting:"" default:"120" group:"Limits:" help:"Management requests a user may make a minute, as many at once; more are answered 429. A revoke that changes something always passes. 0 is no limit." placeholder:"NUMBER"`
+	MaxConnections        int `setting:"" default:"0" group:"Limits:" help:"Connections each listener holds at the same time. At the limit idle ones are closed first. 0 divides what the limit of open files allows, with a share for the database." placeholder:"NUMBER"`
+
 	SecretPrefix                   string   `setting:"" default:"sk" group:"Keys:" help:"The word before _live_ and _test_ in every secret." placeholder:"WORD"`
 	RequireRegisteredOrganizations bool     `setting:"" group:"Keys:" help:"Refuse organizations that were never set. False by default: they can get test keys."`
 	MaxExpiresInDays               int      `setting:"" group:"Keys:" help:"Longest life of a key in days, and then none lives for ever. 0 is no maximum." default:"0" placeholder:"DAYS"`
@@ -229,6 +232,10 @@ func (c *serveCmd) check() error {
 		return wrong("--jwt-role-claim (KEYWARD_JWT_ROLE_CLAIM) goes with --jwt-roles (KEYWARD_JWT_ROLES)")
 	case slices.Contains(c.JWTRoles, ""):
 		return wrong("--jwt-roles (KEYWARD_JWT_ROLES): a role must not be empty")
+	case c.UserRequestsPerMinute < 0 || c.UserRequestsPerMinute > 1_000_000:
+		return wrong("--user-requests-per-minute (KEYWARD_USER_REQUESTS_PER_MINUTE): must be 0 (no limit) to 1000000")
+	case c.MaxConnections != 0 && (c.MaxConnections < 8 || c.MaxConnections > 1_000_000):
+		return wrong("--max-connections (KEYWARD_MAX_CONNECTIONS): must be 0 (from the limit of open files) or 8 to 1000000")
 	case c.MaxExpiresInDays < 0 || c.MaxExpiresInDays > 36500:
 		return wrong("--max-expires-in-days (KEYWARD_MAX_EXPIRES_IN_DAYS): must be 0 (no maximum) to 36500")
 	case time.Duration(c.Lease) < time.Second || time.Duration(c.Lease) > longestLease:
@@ -254,6 +261,7 @@ func (c *serveCmd) node(ctx context.Context, logger *slog.Logger) (*node, error)
 		maxExpiresInDays: c.MaxExpiresInDays, maxOverlap: time.Duration(c.MaxOverlap), lease: time.Duration(c.Lease),
 		advertise: string(c.Advertise), probeEvery: time.Duration(c.ProbeEvery),
 		files: reload.New(logger), logger: logger,
+		userRequestsPerMinute: c.UserRequestsPerMinute, maxConnections: c.MaxConnections,
 	}
 	cfg.roleClaim = c.JWTRoleClaim
 	cfg.tls.Cert, cfg.tls.Key, cfg.tls.ClientCA = c.TLSCertFile, c.TLSKeyFile, c.InternalClientCAFile

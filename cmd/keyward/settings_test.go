@@ -51,6 +51,8 @@ var settings = []struct {
 	{env: "KEYWARD_TLS_KEY_FILE", one: "/a", two: "/b"},
 	{env: "KEYWARD_INTERNAL_CLIENT_CA_FILE", one: "/a", two: "/b"},
 	{env: "KEYWARD_REQUIRE_REGISTERED_ORGANIZATIONS", def: "false", one: "true", two: "false"},
+	{env: "KEYWARD_USER_REQUESTS_PER_MINUTE", def: "120", one: "1", two: "2"},
+	{env: "KEYWARD_MAX_CONNECTIONS", def: "0", one: "8", two: "9"},
 	{env: "KEYWARD_MAX_EXPIRES_IN_DAYS", def: "0", one: "1", two: "2"},
 	{env: "KEYWARD_MAX_OVERLAP", def: "24h", one: "1h", two: "2h"},
 	{env: "KEYWARD_CREDENTIALS_FILE", one: "/a", two: "/b"},

@@ -30,6 +30,7 @@ var problemKinds = map[api.Code]problemKind{
 	api.BodyTooLarge:          {http.StatusRequestEntityTooLarge, "Body too large"},
 	api.HeadersTooLarge:       {http.StatusRequestHeaderFieldsTooLarge, "Headers too large"},
 	api.RateLimited:           {http.StatusTooManyRequests, "Rate limited"},
+	api.TooManyRequests:       {http.StatusTooManyRequests, "Too many requests"},
 	api.IdempotencyKeyReused:  {http.StatusUnprocessableEntity, "Idempotency key reused"},
 	api.IdempotencyInProgress: {http.StatusConflict, "Idempotent request in progress"},
 	api.IdempotencyResultGone: {http.StatusConflict, "Idempotent result gone"},

@@ -39,6 +39,7 @@ func (s *Service) Revoke(ctx context.Context, c Call, id, reason string) (k Key,
 	if err != nil {
 		return Key{}, err
 	}
+	s.noteRevoked(k.ID)
 	return k, nil
 }
 
@@ -91,41 +92,6 @@ type Page struct {
 	Paged      bool // the request had a limit
 	HasMore    bool
 	NextCursor string
-}
-
-// List returns the organization's keys, newest first (C18–C20). A row that is not genuine is
-// left out: it was reported when it was read, and is nobody's key.
-func (s *Service) List(ctx context.Context, c Call, r ListRequest) (Page, error) {
-	o, err := s.gate(ctx, s.cfg.Store, c)
-	if err != nil {
-		return Page{}, s.Refuse(ctx, c, ActList, "", err)
-	}
-	q := KeyQuery{OrganizationID: o.ID, Environment: o.EffectiveEnvironment()}
-	if err := narrow(&q, r); err != nil {
-		return Page{}, s.Refuse(ctx, c, ActList, "", err)
-	}
-	page := Page{Paged: r.Limit != nil}
-	limit := q.Limit
-	if page.Paged {
-		q.Limit++ // one more row tells whether there is another page
-	}
-	rows, err := s.cfg.Store.Keys(ctx, q)
-	if err != nil {
-		return Page{}, undecided(err)
-	}
-	if page.Paged && len(rows) > limit {
-		rows = rows[:limit]
-		page.HasMore, page.NextCursor = true, cursorAfter(rows[limit-1].Key)
-	}
-	for _, k := range rows {
-		if k.Genuine {
-			page.Keys = append(page.Keys, k)
-		}
-	}
-	if page.Now, err = s.cfg.Store.Now(ctx); err != nil {
-		return Page{}, undecided(err)
-	}
-	return page, nil
 }
 
 // narrow applies the query parameters of C18.

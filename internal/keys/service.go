@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/syncgram/keyward/api"
 	"github.com/syncgram/keyward/internal/failpoint"
+	"github.com/syncgram/keyward/internal/fairqueue"
 	"github.com/syncgram/keyward/internal/seal"
 	"github.com/syncgram/keyward/token"
 )
@@ -42,6 +44,13 @@ type Config struct {
 	// of the database that is older was put back by somebody else (V8).
 	HeldRevision func(kind, id string) int64
 
+	// Writes and Reads are how many writes, and how many reads for lists, run at the same time. Who
+	// waits takes turns (C32). 0 = 1 write and 2 reads.
+	Writes, Reads int
+
+	// Logger receives what nobody is answered; nil = slog.Default().
+	Logger *slog.Logger
+
 	// Observe, when set, is told of each act that was decided, for metrics. The outcome is Done, an
 	// error code or "error".
 	Observe func(action Action, outcome string, took time.Duration)
@@ -63,10 +72,16 @@ const (
 // Service holds every rule of the contract and is the only way to the store's writes. It
 // is safe for concurrent use.
 type Service struct {
-	cfg Config
+	cfg        Config // Store is store
+	store      *fairStore
+	reads      *fairqueue.Queue // before each page of a list
+	rejections *rejections
 
-	mu      sync.Mutex
-	running map[Handle]struct{} // idempotent requests under way in this process (C16); guarded by mu
+	mu       sync.Mutex
+	running  map[Handle]struct{}     // idempotent requests under way in this process (C16); guarded by mu
+	lists    map[string]int          // lists under way, by user (C33); guarded by mu
+	revoking map[revocation]struct{} // those that wait as urgent; guarded by mu
+	revoked  recentIDs               // keys that are known to be revoked; guarded by mu
 }
 
 // NewService returns a Service.
@@ -81,7 +96,18 @@ func NewService(cfg Config) (*Service, error) {
 		cfg.MaxOverlap = defaultOverlap
 	}
 	cfg.MaxOverlap = max(cfg.MaxOverlap, 0)
-	return &Service{cfg: cfg, running: make(map[Handle]struct{})}, nil
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	if cfg.Reads == 0 {
+		cfg.Reads = 2
+	}
+	store := &fairStore{Store: cfg.Store, queue: fairqueue.New(cfg.Writes, maxWaitingWrites)}
+	cfg.Store = store
+	return &Service{
+		cfg: cfg, store: store, reads: fairqueue.New(cfg.Reads, 0), rejections: newRejections(),
+		running: make(map[Handle]struct{}), lists: make(map[string]int), revoking: make(map[revocation]struct{}),
+	}, nil
 }
 
 // Unavailable wraps the failure of something below the rules: the caller learns only that
@@ -188,15 +214,12 @@ func (s *Service) Refuse(ctx context.Context, c Call, action Action, targetID st
 	if !validID(targetID) {
 		targetID = "" // whatever stood in the path is not worth keeping
 	}
-	now, err := s.cfg.Store.Now(ctx)
-	if err != nil {
-		return undecided(err)
+	if !s.rejections.first(c, action, refusal) {
+		return refusal // it is counted
 	}
-	e := s.entry(c, action, targetID, now)
-	e.Outcome = string(refusal.Code)
-	e.Detail = refusal.Param
-	if err := s.cfg.Store.Record(ctx, e); err != nil {
-		return undecided(err)
+	if err := s.recordRejection(ctx, c, action, targetID, refusal); err != nil {
+		s.rejections.forget(c, action, refusal)
+		return err
 	}
 	return refusal
 }
@@ -213,10 +236,14 @@ func (s *Service) entry(c Call, action Action, targetID string, now time.Time) A
 // undoes everything and is recorded instead.
 func (s *Service) write(ctx context.Context, c Call, action Action, targetID string, fn func(context.Context, Tx, Organization) error) error {
 	first := Reads{OrganizationID: c.Principal.OrganizationID}
-	if validID(targetID) {
-		first.KeyID = targetID
+	if action != ActCreate {
+		first.KeyID = knownID(targetID)
 	}
-	commit, err := s.cfg.Store.Write(ctx, first, func(ctx context.Context, tx Tx) error {
+	release, err := s.waitToWrite(ctx, c, action, targetID)
+	if err != nil {
+		return s.Refuse(ctx, c, action, targetID, s.full(err))
+	}
+	commit, err := s.store.writeHeld(ctx, release, first, func(ctx context.Context, tx Tx) error {
 		o, err := s.gate(ctx, tx, c)
 		if err != nil {
 			return err

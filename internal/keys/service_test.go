@@ -428,15 +428,15 @@ func slowRender(entered chan<- struct{}, release <-chan struct{}) func(keys.Issu
 	}
 }
 
-// signalStore tells when a refusal is about to be recorded.
+// signalStore tells when the time of an audit entry is asked for, right before a rejection is recorded.
 type signalStore struct {
 	keys.Store
 	recording chan<- struct{}
 }
 
-func (s signalStore) Record(ctx context.Context, e keys.AuditEntry) error {
+func (s signalStore) Now(ctx context.Context) (time.Time, error) {
 	s.recording <- struct{}{}
-	return s.Store.Record(ctx, e)
+	return s.Store.Now(ctx)
 }
 
 // C16: while the first request runs, a second one is told so.

@@ -165,6 +165,7 @@ func ServeArgs(tb testing.TB, o Options) []string {
 		"--database-url=" + o.DatabaseURL, "--master-key-file=" + masterKey,
 		"--jwt-jwks=" + issuer.Config().JWKS, "--jwt-issuer=" + identity.DevIssuerName, "--jwt-audience=" + identity.DevAudience,
 		"--log-format=json", "--database-allow-unsafe-fsync",
+		"--user-requests-per-minute=0", // most tests ask as one user, as fast as they can
 	}, o.Flags...)
 }
 

@@ -36,7 +36,8 @@ var mayImport = map[string][]string{
 	"internal/faultproxy":           {},
 	"internal/secretfile":           {},
 	"internal/seal":                 {"internal/secretfile"},
-	"internal/keys":                 {"api", "token", "internal/seal", "internal/failpoint"},
+	"internal/fairqueue":            {},
+	"internal/keys":                 {"api", "token", "internal/seal", "internal/failpoint", "internal/fairqueue"},
 	"internal/verify":               {"token", "internal/keys"},
 	"internal/sqlstore":             {"token", "internal/keys", "internal/seal", "internal/sqlstore/migrations"},
 	"internal/identity":             {"internal/keys"},
@@ -49,7 +50,7 @@ var mayImport = map[string][]string{
 	"cmd/keyward":                   {"", "api", "token", "internal/keys", "internal/verify", "internal/identity", "internal/seal", "internal/secretfile", "internal/sqlstore", "internal/probe", "internal/server", "internal/extauthz", "internal/access", "internal/door", "internal/reload", "internal/logsink", "examples/payments/paymentsapi"},
 	"examples/payments":             {"", "examples/payments/paymentsapi"},
 	"examples/payments/paymentsapi": {""},
-	"bench":                         {"api", "token", "internal/keys", "internal/seal", "internal/sqlstore", "internal/verify", "internal/access", "internal/server", "internal/extauthz"},
+	"bench":                         {"api", "token", "internal/keys", "internal/seal", "internal/sqlstore", "internal/verify", "internal/access", "internal/server", "internal/extauthz", "internal/identity", "internal/pgtest"},
 }
 
 // testRooms are imported by tests alone.

@@ -118,6 +118,7 @@ func (s *Server) serve(l *listener, x *exchange) error {
 		x.ctx = ctx
 	}
 	if err := s.admit(x); err != nil {
+		s.slowDown(x, err)
 		return err
 	}
 	if err := x.readQuery(s); err != nil {
@@ -182,6 +183,9 @@ func (s *Server) admit(x *exchange) error {
 	case userToken:
 		x.call.ConnectedAccount = len(x.r.Header["X-Connected-Account-Id"]) > 0
 		if err := s.authenticate(x); err != nil {
+			return err
+		}
+		if err := s.spend(x); err != nil {
 			return err
 		}
 		return s.cfg.Service.Admit(x.ctx, x.call, x.route.action, x.segment)
@@ -416,7 +420,7 @@ func (s *Server) account(l *listener, x *exchange, took time.Duration) {
 	case x.route.quiet:
 		level = slog.LevelDebug
 	}
-	if !s.cfg.Logger.Enabled(x.r.Context(), level) {
+	if !s.cfg.Logger.Enabled(x.r.Context(), level) || !s.sampled(l, x, level) {
 		return
 	}
 	attrs := make([]slog.Attr, 0, 12)

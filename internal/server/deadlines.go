@@ -42,6 +42,9 @@ func (c *lazyConn) SetWriteDeadline(t time.Time) error { return c.write.set(t) }
 // SetDeadline implements net.Conn.
 func (c *lazyConn) SetDeadline(t time.Time) error { return errors.Join(c.read.set(t), c.write.set(t)) }
 
+// NetConn returns the connection underneath, as that of tls.Conn does.
+func (c *lazyConn) NetConn() net.Conn { return c.Conn }
+
 // Close implements net.Conn.
 func (c *lazyConn) Close() error {
 	c.read.stop()

@@ -66,6 +66,12 @@ type fixture struct {
 func newFixture(t *testing.T, change ...func(*setup)) *fixture {
 	t.Helper()
 	t.Parallel()
+	return newFixtureAlone(t, change...)
+}
+
+// newFixtureAlone is newFixture for a test that nothing else may run beside.
+func newFixtureAlone(t *testing.T, change ...func(*setup)) *fixture {
+	t.Helper()
 	f := &fixture{t: t, log: new(lockedBuffer)}
 	logger := slog.New(slog.NewJSONHandler(f.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	must := func(err error) {

@@ -21,14 +21,19 @@ type Limits struct {
 	Read       time.Duration // for the headers with the body; 15 s
 	Write      time.Duration // from the headers to the end of the answer; 60 s. Longer than Config.Budget
 	Idle       time.Duration // between two requests of a connection; 75 s
+
+	Connections ConnectionLimits // of the listener; zero = no bound
 }
 
 // HTTPServer serves one listener.
-type HTTPServer struct{ *http.Server }
+type HTTPServer struct {
+	*http.Server
+	connections *connections // nil = no bound
+}
 
 // Serve answers the connections of l, over TLS when there is a TLSConfig, until Shutdown or Close, and is then nil.
 func (s HTTPServer) Serve(l net.Listener) (err error) {
-	l = lazyListener{l}
+	l = lazyListener{s.connections.limit(l)}
 	if s.TLSConfig != nil {
 		err = s.ServeTLS(l, "", "")
 	} else {
@@ -49,7 +54,10 @@ func NewHTTPServer(h http.Handler, l Limits, logger *slog.Logger) HTTPServer {
 		}
 		return d
 	}
-	return HTTPServer{&http.Server{
+	held := newConnections(l.Connections, logger)
+	return HTTPServer{connections: held, Server: &http.Server{
+		ConnState:         held.state,
+		ConnContext:       withHeld,
 		Handler:           h,
 		ReadHeaderTimeout: or(l.ReadHeader, 5*time.Second),
 		ReadTimeout:       or(l.Read, 15*time.Second),

@@ -155,29 +155,3 @@ func readList(x *exchange) (keys.ListRequest, error) {
 	}
 	return r, err
 }
-
-func (s *Server) list(ctx context.Context, c keys.Call, r keys.ListRequest) (answer, error) {
-	page, err := s.cfg.Service.List(ctx, c, r)
-	if err != nil {
-		return answer{}, err
-	}
-	list := api.KeyList{Keys: make([]api.ListedKey, 0, len(page.Keys))}
-	for i := range page.Keys {
-		k := &page.Keys[i]
-		status := keys.Status(k.Lifecycle(), page.Now)
-		list.Keys = append(list.Keys, api.ListedKey{
-			APIKeyID: k.ID, KeyName: k.Name,
-			IsActive:  status == keys.StateActive || status == keys.StateOverlapping, // C19
-			CreatedAt: timestamp(k.CreatedAt), LastUsedAt: optionalTime(k.LastUsedAt), ExpiresAt: optionalTime(k.ExpiresAt),
-			Env: string(k.Environment), Hint: k.Hint, Status: string(status),
-			RevokedAt: optionalTime(k.RevokedAt), CreatedBy: k.CreatedBy,
-		})
-	}
-	if page.Paged {
-		list.HasMore = &page.HasMore
-		if page.HasMore {
-			list.NextCursor = &page.NextCursor
-		}
-	}
-	return answer{body: list}, nil
-}

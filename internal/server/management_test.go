@@ -910,7 +910,7 @@ func TestRefusalsAreAudited(t *testing.T) {
 		{"audited-0", "invalid_request", "oops", here, keys.ActCreate},
 		{"audited-1", "unsupported_media_type", "Content-Type", here, keys.ActCreate},
 		{"audited-2", "invalid_request", "limit", here, keys.ActList},
-		{"audited-3", "invalid_request", "limit", here, keys.ActList},
+		// audited-3 repeats audited-2 and is counted: TestC32RepeatedRejectionsAreOneEntry.
 		{"audited-4", "invalid_request", "", here, keys.ActRevoke},
 		{"audited-5", "api_key_not_found", "", here, keys.ActRoll},
 		{"audited-6", "connected_account", "X-Connected-Account-ID", here, keys.ActCreate},

@@ -30,7 +30,7 @@ type Metrics struct {
 	barriers  *prometheus.HistogramVec
 	durable   *prometheus.GaugeVec
 
-	watching sync.Once
+	watching, watchingTurns sync.Once
 }
 
 // What a request, and a verification, is counted under.

@@ -66,7 +66,7 @@ func (s *Server) routes() []route {
 	docs := docs()
 	return []route{
 		{listener: public, method: "POST", pattern: keysPath, auth: userToken, action: keys.ActCreate, endpoint: handle(s, readCreate, s.create)},
-		{listener: public, method: "GET", pattern: keysPath, auth: userToken, action: keys.ActList, query: []string{"env", "limit", "cursor"}, endpoint: handle(s, readList, s.list)},
+		{listener: public, method: "GET", pattern: keysPath, auth: userToken, action: keys.ActList, query: []string{"env", "limit", "cursor"}, endpoint: s.list},
 		{listener: public, method: "POST", pattern: keysPath + "/{api_key_id}/revoke", auth: userToken, action: keys.ActRevoke, endpoint: handle(s, readRevoke, s.revoke)},
 		{listener: public, method: "POST", pattern: keysPath + "/{api_key_id}/roll", auth: userToken, action: keys.ActRoll, endpoint: handle(s, readRoll, s.roll)},
 

@@ -50,6 +50,13 @@ type Config struct {
 	Logger  *slog.Logger // nil = slog.Default()
 	Version string       // of the program, for GET /v1/status
 
+	// UserRequestsPerMinute is a user's budget of management calls: as many at once, refilled evenly
+	// (C32); 0 = no budget.
+	UserRequestsPerMinute int
+
+	// ListStall ends a list whose client takes longer than this for one page of it (C33); 0 = 10 s.
+	ListStall time.Duration
+
 	// Budget bounds a management or operations call from its token to its answer; 0 = 30 s. It must be
 	// longer than a write may wait for a node that died (1.25 × lease).
 	Budget time.Duration
@@ -102,9 +109,13 @@ type AuditQuery struct {
 
 // Server holds the handlers of the three listeners. It is safe for concurrent use.
 type Server struct {
-	cfg        Config
-	undecided  door.Throttle // of the log line about verifications that were not decided
-	requestIDs door.RequestIDs
+	cfg             Config
+	undecided       door.Throttle // of the log line about verifications that were not decided
+	users           *userBudgets  // nil = no budgets
+	slowUsers       slowdown      // of rejections that are over a budget
+	slowStrangers   slowdown      // of rejected tokens
+	unauthenticated *sampler      // of the log lines about rejected callers that are not known
+	requestIDs      door.RequestIDs
 
 	public, verification, admin *listener
 }
@@ -128,11 +139,19 @@ func New(cfg Config) (*Server, error) {
 			return nil, errors.New("server: a CORS origin must be scheme://host with an optional port and nothing after it, such as https://dashboard.example.com")
 		}
 	}
-	s := &Server{cfg: cfg, requestIDs: door.NewRequestIDs(cfg.Format)}
+	if cfg.ListStall == 0 {
+		cfg.ListStall = 10 * time.Second
+	}
+	s := &Server{
+		cfg: cfg, requestIDs: door.NewRequestIDs(cfg.Format),
+		users: newUserBudgets(cfg.UserRequestsPerMinute), slowUsers: slowUsers(), slowStrangers: slowStrangers(),
+		unauthenticated: newSampler(cfg.Logger),
+	}
 	s.public = newListener(public, s.routes(), cfg.Metrics)
 	s.verification = newListener(verification, s.routes(), cfg.Metrics)
 	s.admin = newListener(admin, s.routes(), cfg.Metrics)
 	cfg.Metrics.watch(cfg.Verifier)
+	cfg.Metrics.watchTurns(cfg.Service)
 	return s, nil
 }
 

@@ -23,9 +23,14 @@ func (s *Store) Key(ctx context.Context, id string) (k keys.Key, err error) {
 
 // keyOfID reads a key in a view: of two moments, one before and one after a key was made, the log would know a key that is not there.
 func (s *Store) keyOfID(ctx context.Context, tx *sql.Tx, id string) (keys.Key, error) {
+	// Both statements run whether or not there is a row: how long it takes tells nothing (C22).
+	var logged int64
+	if err := tx.QueryRowContext(ctx, latestOfKeyID, anyRevision, id).Scan(&logged); err != nil {
+		return keys.Key{}, err
+	}
 	k, err := s.oneKey(ctx, tx, keyByID, id)
 	if errors.Is(err, keys.ErrNotFound) {
-		err = s.noSuchKey(ctx, tx, anyRevision, id)
+		err = s.absentKey(id, logged)
 	}
 	return k, err
 }
@@ -57,6 +62,11 @@ func (s *Store) noSuchKey(ctx context.Context, q queries, bound int64, id string
 	if err := q.QueryRowContext(ctx, latestOfKeyID, bound, id).Scan(&logged); err != nil {
 		return err
 	}
+	return s.absentKey(id, logged)
+}
+
+// absentKey is noSuchKey once it is known what the audit log has of the key.
+func (s *Store) absentKey(id string, logged int64) error {
 	if logged == 0 {
 		return keys.ErrNotFound
 	}

@@ -128,12 +128,16 @@ func (t *writeTx) ahead(first keys.Reads) (calls []call) {
 		}})
 	}
 	if id := first.KeyID; id != "" {
-		row := target{keys.KindKey, id}
-		calls = append(calls, call{statement: keyByID, arguments: []any{anyRevision, id}, each: func(found scanner) error {
-			var r readRow
+		// What the log has is read apart, so that a key that is not there costs the same statements (C22).
+		row, r := target{keys.KindKey, id}, new(readRow)
+		calls = append(calls, call{statement: latestOfKeyID, arguments: []any{anyRevision, id}, each: func(found scanner) error {
+			err := found.Scan(&r.logged)
+			t.read[row] = *r
+			return err
+		}}, call{statement: keyByID, arguments: []any{anyRevision, id}, each: func(found scanner) error {
 			k, err := scanKey(found, &r.logged)
 			r.key = &k
-			t.read[row] = r
+			t.read[row] = *r
 			return err
 		}})
 	}
@@ -252,6 +256,13 @@ func (t *writeTx) note(row target, logged int64) {
 func (t *writeTx) Key(ctx context.Context, id string) (keys.Key, error) {
 	row := target{keys.KindKey, id}
 	if r, ok := t.read[row]; ok && !t.written[row] {
+		if r.key == nil {
+			err := t.s.absentKey(id, r.logged)
+			if !errors.Is(err, keys.ErrNotFound) {
+				t.fail(err)
+			}
+			return keys.Key{}, err
+		}
 		return t.key(r.key, r.logged)
 	}
 	q, err := t.asked(ctx)

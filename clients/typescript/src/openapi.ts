@@ -15,6 +15,9 @@ export interface paths {
          * List API keys
          * @description The keys of your organization's current environment, newest first, revoked and expired ones included.
          *     No secret is ever among them, nor more of one than the `hint`.
+         *
+         *     Without `limit` all keys are answered, each as it was when it was read. If that fails after the answer
+         *     has begun, the connection ends before the JSON is complete. One user runs at most four lists at a time.
          */
         get: operations["listKeys"];
         put?: never;
@@ -933,8 +936,11 @@ export interface components {
              * @description `done`, or the code of the refusal.
              * @enum {string}
              */
-            outcome: "done" | "invalid_token" | "user_token_required" | "forbidden" | "connected_account" | "organization_inactive" | "organization_unknown" | "invalid_request" | "unsupported_media_type" | "body_too_large" | "headers_too_large" | "active_key_exists" | "rate_limited" | "idempotency_key_reused" | "idempotency_in_progress" | "idempotency_result_gone" | "api_key_not_found" | "api_key_not_active" | "organization_not_found" | "route_not_found" | "method_not_allowed" | "internal_token_required" | "unavailable" | "internal";
-            /** @description What else is worth knowing, such as the reason given with a revoke. */
+            outcome: "done" | "invalid_token" | "user_token_required" | "forbidden" | "connected_account" | "organization_inactive" | "organization_unknown" | "invalid_request" | "unsupported_media_type" | "body_too_large" | "headers_too_large" | "active_key_exists" | "rate_limited" | "too_many_requests" | "idempotency_key_reused" | "idempotency_in_progress" | "idempotency_result_gone" | "api_key_not_found" | "api_key_not_active" | "organization_not_found" | "route_not_found" | "method_not_allowed" | "internal_token_required" | "unavailable" | "internal";
+            /**
+             * @description What else is worth knowing, such as the reason given with a revoke. A rejection of one user that
+             *     repeats is one entry a minute, which says here how often it was.
+             */
             detail?: string;
             /** @description From where. */
             remote_address?: string;
@@ -1078,7 +1084,7 @@ export interface components {
              * @description The kind of problem, for programs. Never renamed.
              * @enum {string}
              */
-            code: "invalid_token" | "user_token_required" | "forbidden" | "connected_account" | "organization_inactive" | "organization_unknown" | "invalid_request" | "unsupported_media_type" | "body_too_large" | "headers_too_large" | "active_key_exists" | "rate_limited" | "idempotency_key_reused" | "idempotency_in_progress" | "idempotency_result_gone" | "api_key_not_found" | "api_key_not_active" | "organization_not_found" | "route_not_found" | "method_not_allowed" | "internal_token_required" | "unavailable" | "internal";
+            code: "invalid_token" | "user_token_required" | "forbidden" | "connected_account" | "organization_inactive" | "organization_unknown" | "invalid_request" | "unsupported_media_type" | "body_too_large" | "headers_too_large" | "active_key_exists" | "rate_limited" | "too_many_requests" | "idempotency_key_reused" | "idempotency_in_progress" | "idempotency_result_gone" | "api_key_not_found" | "api_key_not_active" | "organization_not_found" | "route_not_found" | "method_not_allowed" | "internal_token_required" | "unavailable" | "internal";
             /** @description The id of the request. */
             request_id: string;
             /** @description The member, parameter or header at fault. */
@@ -1405,7 +1411,10 @@ export interface components {
                 };
             };
         };
-        /** @description One per minute and user. Wait as long as `Retry-After` says. */
+        /**
+         * @description `rate_limited`: one per minute and user. `too_many_requests`: the user's budget of requests is used up.
+         *     Wait as long as `Retry-After` says.
+         */
         RateLimited: {
             headers: {
                 "X-Request-Id": components["headers"]["X-Request-Id"];
@@ -1417,8 +1426,28 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"] & {
                     /** @constant */
                     status?: 429;
+                    /** @enum {unknown} */
+                    code?: "rate_limited" | "too_many_requests";
+                };
+            };
+        };
+        /**
+         * @description The user's budget of requests is used up, or too many requests of the user run at once. Wait as long as
+         *     `Retry-After` says. A revoke that changes something is not rejected for the budget.
+         */
+        TooManyRequests: {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                "Cache-Control": components["headers"]["No-Store"];
+                "Retry-After": components["headers"]["Retry-After"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"] & {
                     /** @constant */
-                    code?: "rate_limited";
+                    status?: 429;
+                    /** @constant */
+                    code?: "too_many_requests";
                 };
             };
         };
@@ -1608,6 +1637,7 @@ export interface operations {
             400: components["responses"]["InvalidRequest"];
             401: components["responses"]["UserUnauthorized"];
             403: components["responses"]["Forbidden"];
+            429: components["responses"]["TooManyRequests"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
             503: components["responses"]["Unavailable"];
@@ -1725,6 +1755,7 @@ export interface operations {
             404: components["responses"]["KeyNotFound"];
             413: components["responses"]["BodyTooLarge"];
             415: components["responses"]["UnsupportedMediaType"];
+            429: components["responses"]["TooManyRequests"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
             503: components["responses"]["Unavailable"];
