@@ -151,6 +151,18 @@ func (l *lateStore) Keys(ctx context.Context, q keys.KeyQuery) ([]keys.UsedKey, 
 	return with(l, func(s *sqlstore.Store) ([]keys.UsedKey, error) { return s.Keys(ctx, q) })
 }
 
+func (l *lateStore) UsedKey(ctx context.Context, id string) (keys.UsedKey, error) {
+	return with(l, func(s *sqlstore.Store) (keys.UsedKey, error) { return s.UsedKey(ctx, id) })
+}
+
+func (l *lateStore) KeyOfDigest(ctx context.Context, d token.Digest) (keys.UsedKey, error) {
+	return with(l, func(s *sqlstore.Store) (keys.UsedKey, error) { return s.KeyOfDigest(ctx, d) })
+}
+
+func (l *lateStore) SearchKeys(ctx context.Context, q keys.KeySearch) ([]keys.UsedKey, error) {
+	return with(l, func(s *sqlstore.Store) ([]keys.UsedKey, error) { return s.SearchKeys(ctx, q) })
+}
+
 func (l *lateStore) Organization(ctx context.Context, id string) (keys.Organization, error) {
 	return with(l, func(s *sqlstore.Store) (keys.Organization, error) { return s.Organization(ctx, id) })
 }

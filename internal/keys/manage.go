@@ -187,6 +187,9 @@ type OrganizationRequest struct {
 	PaymentsEnabled    *bool
 	CurrentEnvironment *string
 	Active             *bool
+
+	Force      bool // give a parent even to an organization that has keys (O2)
+	CreateOnly bool // reject the request when the organization is registered
 }
 
 // PutOrganization creates or replaces an organization; the change is in force on every node
@@ -203,6 +206,12 @@ func (s *Service) PutOrganization(ctx context.Context, op Operator, r Organizati
 		}
 		before, err := tx.Organization(ctx, o.ID)
 		if err != nil {
+			return err
+		}
+		if r.CreateOnly && before.Registered {
+			return &Error{Code: api.OrganizationExists, Detail: "This organization exists. Change it with PATCH, or replace it with PUT."}
+		}
+		if err := checkAdoption(ctx, tx, before, o, r.Force); err != nil {
 			return err
 		}
 		o.UpdatedAt, o.CreatedAt = tx.Now(), tx.Now()

@@ -220,6 +220,8 @@ func (ix *index) put(k *keys.Key, id idHandle, published bool) {
 		e.slot = ix.uses.add(e.id)
 		ix.byID[id] = binary.BigEndian.Uint64(k.Digest[:])
 		ix.keyCount.Add(1)
+	} else if ix.texts.get(e.name) != k.Name { // renamed (C30)
+		e.name = ix.texts.add(k.Name)
 	}
 	e.owner = ix.organizations.place(k.OrganizationID, published)
 	e.createdAt, e.expiresAt = keys.Micros(k.CreatedAt), keys.Micros(k.ExpiresAt)

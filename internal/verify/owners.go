@@ -91,6 +91,9 @@ func (os *owners) apply(row *keys.Organization, published bool) (c conflict, fre
 	next := ownerRegistered
 	if row.Genuine {
 		os.revisions[o] = row.Revision // what a forged row claims must not keep out the row that repairs it
+		if row.Deleted {
+			next, fresh = 0, false // it counts as one that was never put (O2)
+		}
 		if row.Active {
 			next |= ownerActive
 		}
