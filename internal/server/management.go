@@ -37,12 +37,12 @@ func readCreate(x *exchange) (keys.CreateRequest, error) {
 	var b api.CreateKey
 	err := x.readJSON(false,
 		field{"key_name", &b.KeyName}, field{"expires_in_days", &b.ExpiresInDays},
-		field{"idempotency_key", &b.IdempotencyKey}, field{"env", &b.Env})
+		field{"idempotency_key", &b.IdempotencyKey}, field{"env", &b.Env}, field{"description", &b.Description})
 	if err != nil {
 		return keys.CreateRequest{}, err
 	}
 	key, err := idempotencyKey(x.r.Header, b.IdempotencyKey)
-	return keys.CreateRequest{Name: b.KeyName, ExpiresInDays: b.ExpiresInDays, Environment: b.Env, IdempotencyKey: key}, err
+	return keys.CreateRequest{Name: b.KeyName, Description: b.Description, ExpiresInDays: b.ExpiresInDays, Environment: b.Env, IdempotencyKey: key}, err
 }
 
 func (s *Server) create(ctx context.Context, c keys.Call, r keys.CreateRequest) (answer, error) {
@@ -52,14 +52,16 @@ func (s *Server) create(ctx context.Context, c keys.Call, r keys.CreateRequest) 
 
 func readRoll(x *exchange) (keys.RollRequest, error) {
 	var b api.RollKey
+	var description nullable
 	err := x.readJSON(true,
 		field{"overlap_seconds", &b.OverlapSeconds}, field{"key_name", &b.KeyName},
-		field{"expires_in_days", &b.ExpiresInDays}, field{"idempotency_key", &b.IdempotencyKey})
+		field{"expires_in_days", &b.ExpiresInDays}, field{"idempotency_key", &b.IdempotencyKey},
+		field{"description", &description})
 	if err != nil {
 		return keys.RollRequest{}, err
 	}
 	key, err := idempotencyKey(x.r.Header, b.IdempotencyKey)
-	return keys.RollRequest{KeyID: x.segment, OverlapSeconds: b.OverlapSeconds, Name: b.KeyName, ExpiresInDays: b.ExpiresInDays, IdempotencyKey: key}, err
+	return keys.RollRequest{KeyID: x.segment, OverlapSeconds: b.OverlapSeconds, Name: b.KeyName, Description: description.pointer(), ExpiresInDays: b.ExpiresInDays, IdempotencyKey: key}, err
 }
 
 func (s *Server) roll(ctx context.Context, c keys.Call, r keys.RollRequest) (answer, error) {
@@ -163,15 +165,7 @@ func (s *Server) list(ctx context.Context, c keys.Call, r keys.ListRequest) (ans
 	}
 	list := api.KeyList{Keys: make([]api.ListedKey, 0, len(page.Keys))}
 	for i := range page.Keys {
-		k := &page.Keys[i]
-		status := keys.Status(k.Lifecycle(), page.Now)
-		list.Keys = append(list.Keys, api.ListedKey{
-			APIKeyID: k.ID, KeyName: k.Name,
-			IsActive:  status == keys.StateActive || status == keys.StateOverlapping, // C19
-			CreatedAt: timestamp(k.CreatedAt), LastUsedAt: optionalTime(k.LastUsedAt), ExpiresAt: optionalTime(k.ExpiresAt),
-			Env: string(k.Environment), Hint: k.Hint, Status: string(status),
-			RevokedAt: optionalTime(k.RevokedAt), CreatedBy: k.CreatedBy,
-		})
+		list.Keys = append(list.Keys, listedKey(&page.Keys[i], page.Now))
 	}
 	if page.Paged {
 		list.HasMore = &page.HasMore

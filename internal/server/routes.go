@@ -62,6 +62,8 @@ func (s *Server) routes() []route {
 	return []route{
 		{public, "POST", keysPath, userToken, keys.ActCreate, nil, false, handle(s, readCreate, s.create)},
 		{public, "GET", keysPath, userToken, keys.ActList, []string{"env", "limit", "cursor"}, false, handle(s, readList, s.list)},
+		{public, "GET", keysPath + "/{api_key_id}", userToken, keys.ActGet, nil, false, handle(s, readKeyID, s.getKey)},
+		{public, "PATCH", keysPath + "/{api_key_id}", userToken, keys.ActUpdate, nil, false, handle(s, readUpdate, s.updateKey)},
 		{public, "POST", keysPath + "/{api_key_id}/revoke", userToken, keys.ActRevoke, nil, false, handle(s, readRevoke, s.revoke)},
 		{public, "POST", keysPath + "/{api_key_id}/roll", userToken, keys.ActRoll, nil, false, handle(s, readRoll, s.roll)},
 
@@ -81,8 +83,16 @@ func (s *Server) routes() []route {
 		{internal, "GET", "/v1/organizations", internalToken, "", []string{"limit", "cursor"}, false, handle(s, readPage, s.listOrganizations)},
 		{internal, "GET", "/v1/organizations/{id}", internalToken, "", anyQuery, false, handle(s, readOrganizationID, s.getOrganization)},
 		{internal, "PUT", "/v1/organizations/{id}", internalToken, "", nil, false, handle(s, readOrganization, s.putOrganization)},
+		{internal, "PATCH", "/v1/organizations/{id}", internalToken, "", nil, false, handle(s, readOrganizationUpdate, s.updateOrganization)}, // scope operate
+		{internal, "DELETE", "/v1/organizations/{id}", internalToken, "", nil, false, handle(s, readOrganizationID, s.deleteOrganization)},    // scope operate
 
-		{internal, "GET", "/v1/audit", internalToken, "", []string{"after", "limit", "organization_id", "target_id"}, false, handle(s, readAudit, s.listAudit)},
+		{internal, "GET", "/v1/keys", internalToken, "", keyFilter, false, handle(s, readKeySearch, s.searchKeys)},            // scope read
+		{internal, "GET", "/v1/keys/{api_key_id}", internalToken, "", nil, false, handle(s, readKeyID, s.showKey)},            // scope read
+		{internal, "POST", "/v1/keys/lookup", internalToken, "", nil, false, handle(s, readSecret, s.lookUpKey)},              // scope operate: O5 gives read GET routes alone
+		{internal, "POST", "/v1/keys/{api_key_id}/revoke", internalToken, "", nil, false, handle(s, readRevoke, s.revokeAny)}, // scope operate
+		{internal, "POST", "/v1/keys/revoke", internalToken, "", nil, false, s.long(s.revokeMany)},                            // scope operate
+
+		{internal, "GET", "/v1/audit", internalToken, "", auditFilter, false, handle(s, readAudit, s.listAudit)},
 		{internal, "POST", "/v1/audit/verify", internalToken, "", anyQuery, false, s.long(handle(s, readNothing, s.verifyAudit))},
 		{internal, "POST", "/v1/master-key/rotate", internalToken, "", anyQuery, false, s.long(handle(s, readNothing, s.rotate))},
 		{internal, "GET", "/v1/status", internalToken, "", anyQuery, false, handle(s, readNothing, s.status)},

@@ -77,11 +77,13 @@ type Operations interface {
 	Engine() string
 }
 
-// AuditQuery selects audit entries; an empty id selects all.
+// AuditQuery selects audit entries (O6); an empty field selects all.
 type AuditQuery struct {
 	After                    int64
 	Limit                    int
 	OrganizationID, TargetID string
+	Actor, Action, Outcome   string
+	Since, Until             time.Time
 }
 
 // Server holds both listeners' handlers. It is safe for concurrent use.
