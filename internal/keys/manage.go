@@ -363,7 +363,7 @@ func (s *Service) Organizations(ctx context.Context, after string, limit int) (f
 		next = list[limit-1].ID
 	}
 	for _, o := range list {
-		if o.Genuine {
+		if o.Genuine && o.Registered {
 			found = append(found, o)
 		}
 	}

@@ -208,7 +208,7 @@ func positionOf(k *Key) *Position { return &Position{CreatedAt: k.CreatedAt, ID:
 // query selects the keys that match the filter and are not revoked.
 func (m *many) query(now time.Time) (KeySearch, error) {
 	q, err := m.s.search(m.r.Filter, now)
-	q.Limit = revokeBatch
+	q.Limit = m.s.cfg.RevokeBatch
 	if len(q.States) == 0 {
 		q.States = []State{StateActive, StateOverlapping, StateExpired}
 	}
