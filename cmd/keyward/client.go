@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -32,6 +33,8 @@ type client struct {
 	base  string
 	token string
 	http  http.Client
+
+	header http.Header // sent with every request, besides what each has; may be nil
 }
 
 // quick bounds a call that answers at once, such as a read or an organization change.
@@ -172,6 +175,7 @@ func (c *client) do(ctx context.Context, method, path string, body io.Reader) (*
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
+	maps.Copy(req.Header, c.header)
 	if c.token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.token)
 	}
