@@ -11,7 +11,7 @@ import (
 
 // Limits of a revocation of many keys (O4).
 const (
-	revokeBatch = 500 // keys in one write transaction, which other writers wait for
+	revokeBatch = 200 // keys in one write transaction, which other writers wait for
 	maxIDs      = 400 // that one request may name
 	maxNamed    = 20  // keys that a dry run names
 )

@@ -29,7 +29,7 @@ type Config struct {
 	RequireRegistered bool          // refuse organizations that were never put (C4)
 	MaxExpiresInDays  int           // 0 = no maximum, and a key may never expire (C8)
 	MaxOverlap        time.Duration // 0 = 24 h; negative = a roll allows no overlap (C24)
-	RevokeBatch       int           // keys that RevokeMany revokes in one transaction; 0 = 500 (O4)
+	RevokeBatch       int           // keys that RevokeMany revokes in one transaction; 0 = 200 (O4)
 
 	// Manages, when set, says from memory that an organization certainly may manage keys. False says nothing: the store is asked.
 	Manages func(organizationID string, registered bool) bool

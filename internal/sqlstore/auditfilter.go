@@ -20,43 +20,42 @@ type AuditFilter struct {
 }
 
 // A filtered read of the log names the one condition that an index serves, and then holds every
-// row to all of them. A time becomes a bound on the sequence first, which an index has.
+// row to all of them. A time becomes a bound on the sequence first. The unary plus keeps the
+// planners of both databases from sorting all entries of a time, and from walking the log from its
+// beginning to that time.
 const (
-	selectEntries = `SELECT ` + entryColumns + ` FROM audit WHERE sequence > $1`
-	entriesRest   = ` AND ($2 = '' OR organization_id = $2) AND ($3 = '' OR target_id = $3)
-			AND ($4 = '' OR actor = $4) AND ($5 = '' OR action = $5) AND ($6 = '' OR outcome = $6)
-			AND at >= $7 AND at < $8
-			AND (CAST($7 AS BIGINT) = 0
-				OR sequence >= (SELECT coalesce(min(sequence), 0) FROM audit WHERE at >= $7))
-			AND (CAST($8 AS BIGINT) = 9223372036854775807
-				OR sequence <= (SELECT coalesce(max(sequence), 0) FROM audit WHERE at < $8))
-		ORDER BY sequence LIMIT $9`
+	selectEntries = `SELECT ` + entryColumns + ` FROM audit WHERE sequence > $1 AND sequence <= $2`
+	entriesRest   = ` AND ($3 = '' OR organization_id = $3) AND ($4 = '' OR target_id = $4)
+			AND ($5 = '' OR actor = $5) AND ($6 = '' OR action = $6) AND ($7 = '' OR outcome = $7)
+			AND +at >= $8 AND +at < $9
+		ORDER BY sequence LIMIT $10`
 
-	entriesOfTarget       = ` AND target_id = $3`
-	entriesOfActor        = ` AND actor = $4`
-	entriesOfOrganization = ` AND organization_id = $2`
-	entriesOfOutcome      = ` AND outcome = $6 AND outcome <> 'done'`
-	entriesOfAction       = ` AND action = $5`
-	entriesSince          = ` AND sequence >= (SELECT coalesce(min(sequence), 0) FROM audit WHERE at >= $7)`
+	entriesOfTarget       = ` AND target_id = $4`
+	entriesOfActor        = ` AND actor = $5`
+	entriesOfOrganization = ` AND organization_id = $3`
+	entriesOfOutcome      = ` AND outcome = $7 AND outcome <> 'done'`
+	entriesOfAction       = ` AND action = $6`
+
+	firstEntrySince = `SELECT coalesce(min(+sequence), 9223372036854775807) FROM audit WHERE at >= $1`
+	lastEntryBefore = `SELECT coalesce(max(+sequence), 0) FROM audit WHERE at < $1`
 )
 
 // statement is the read that uses the index of the filter's narrowest condition.
 func (f *AuditFilter) statement() string {
+	lead := ""
 	switch {
 	case f.TargetID != "":
-		return selectEntries + entriesOfTarget + entriesRest
+		lead = entriesOfTarget
 	case f.Actor != "":
-		return selectEntries + entriesOfActor + entriesRest
+		lead = entriesOfActor
 	case f.OrganizationID != "":
-		return selectEntries + entriesOfOrganization + entriesRest
+		lead = entriesOfOrganization
 	case f.Outcome != "" && f.Outcome != keys.Done:
-		return selectEntries + entriesOfOutcome + entriesRest
+		lead = entriesOfOutcome
 	case f.Action != "":
-		return selectEntries + entriesOfAction + entriesRest
-	case !f.Since.IsZero():
-		return selectEntries + entriesSince + entriesRest
+		lead = entriesOfAction
 	}
-	return selectEntries + entriesRest
+	return selectEntries + lead + entriesRest
 }
 
 // Audit returns up to limit entries with a sequence greater than after, in order.
@@ -65,12 +64,22 @@ func (s *Store) Audit(
 ) ([]keys.AuditEntry, error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
-	until := int64(math.MaxInt64)
+	last, until := int64(math.MaxInt64), int64(math.MaxInt64)
+	if !f.Since.IsZero() {
+		var first int64
+		if err := s.reader.QueryRowContext(ctx, firstEntrySince, keys.Micros(f.Since)).Scan(&first); err != nil {
+			return nil, err
+		}
+		after = max(after, first-1)
+	}
 	if !f.Until.IsZero() {
 		until = keys.Micros(f.Until)
+		if err := s.reader.QueryRowContext(ctx, lastEntryBefore, until).Scan(&last); err != nil {
+			return nil, err
+		}
 	}
 	var found []keys.AuditEntry
-	rows, err := s.reader.QueryContext(ctx, f.statement(), after, f.OrganizationID, f.TargetID, f.Actor,
+	rows, err := s.reader.QueryContext(ctx, f.statement(), after, last, f.OrganizationID, f.TargetID, f.Actor,
 		string(f.Action), f.Outcome, keys.Micros(f.Since), until, int64(limit))
 	err = each(rows, err, func(rows *sql.Rows) error {
 		e, _, err := scanEntry(rows)

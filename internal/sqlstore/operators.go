@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"math"
+	"slices"
 
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/token"
@@ -18,18 +19,18 @@ const (
 	usedKeyByDigest = selectUsedKey + `WHERE k.digest = $2`
 
 	searchKeys     = selectUsedKey + `WHERE (k.created_at, k.id) < ($2, $3)`
-	searchKeysRest = ` AND k.created_at < $4
-			AND ($5 = '' OR k.organization_id = $5) AND ($6 = '' OR k.created_by = $6)
-			AND ($7 = '' OR k.hint = $7) AND ($8 = '' OR k.environment = $8)
-			AND ($9 = '' OR k.state IN ($9, $10, $11, $12))
-			AND (CAST($13 AS BIGINT) = 0 OR k.expires_at = 0 OR k.expires_at > CAST($13 AS BIGINT))
-			AND (CAST($14 AS BIGINT) = 0 OR k.state = $15
-				OR (k.expires_at <> 0 AND k.expires_at <= CAST($14 AS BIGINT)))
-		ORDER BY k.created_at DESC, k.id DESC LIMIT $16`
+	searchKeysRest = ` AND ($4 = '' OR k.organization_id = $4) AND ($5 = '' OR k.created_by = $5)
+			AND ($6 = '' OR k.hint = $6) AND ($7 = '' OR k.environment = $7)
+			AND ($8 = '' OR k.state IN ($8, $9, $10, $11))
+			AND (CAST($12 AS BIGINT) = 0 OR k.expires_at = 0 OR k.expires_at > CAST($12 AS BIGINT))
+			AND (CAST($13 AS BIGINT) = 0 OR k.state = $14
+				OR (k.expires_at <> 0 AND k.expires_at <= CAST($13 AS BIGINT)))
+		ORDER BY k.created_at DESC, k.id DESC LIMIT $15`
 
-	searchOfOrganization = ` AND k.organization_id = $5`
-	searchOfCreator      = ` AND k.created_by = $6`
-	searchOfHint         = ` AND k.hint = $7`
+	searchOfOrganization = ` AND k.organization_id = $4`
+	searchOfCreator      = ` AND k.created_by = $5`
+	searchOfHint         = ` AND k.hint = $6`
+	searchUnrevoked      = ` AND k.state <> 'revoked'`
 )
 
 // search returns the statement that serves q, and its arguments.
@@ -42,18 +43,20 @@ func search(q *keys.KeySearch, bound int64) (statement string, arguments []any) 
 		lead = searchOfCreator
 	case q.Hint != "":
 		lead = searchOfHint
+	case len(q.States) > 0 && !slices.Contains(q.States, keys.StateRevoked):
+		lead = searchUnrevoked
 	}
-	before, beforeID, createdBefore := int64(math.MaxInt64), "", int64(math.MaxInt64)
+	before, beforeID := int64(math.MaxInt64), ""
 	if q.After != nil {
 		before, beforeID = keys.Micros(q.After.CreatedAt), q.After.ID
 	}
-	if !q.CreatedBefore.IsZero() {
-		createdBefore = keys.Micros(q.CreatedBefore)
+	if limit := keys.Micros(q.CreatedBefore); limit != 0 && limit <= before {
+		before, beforeID = limit, "" // no id is less
 	}
 	var states [4]string
 	copy(states[:], stateNames(q.States))
 	return searchKeys + lead + searchKeysRest, []any{
-		bound, before, beforeID, createdBefore, q.OrganizationID, q.CreatedBy, q.Hint, string(q.Environment),
+		bound, before, beforeID, q.OrganizationID, q.CreatedBy, q.Hint, string(q.Environment),
 		states[0], states[1], states[2], states[3], keys.Micros(q.NotExpiredAt), keys.Micros(q.ExpiredAt),
 		string(keys.StateExpired), int64(q.Limit),
 	}

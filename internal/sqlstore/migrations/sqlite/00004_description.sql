@@ -9,6 +9,7 @@ ALTER TABLE organizations ADD COLUMN deleted INTEGER NOT NULL DEFAULT 0;
 
 -- Operators find keys of any organization, newest first, and filter the audit log.
 CREATE INDEX keys_all_newest ON keys (created_at DESC, id DESC);
+CREATE INDEX keys_unrevoked ON keys (created_at DESC, id DESC) WHERE state <> 'revoked';
 CREATE INDEX keys_hint ON keys (hint, created_at DESC, id DESC);
 CREATE INDEX keys_creator ON keys (created_by, created_at DESC, id DESC);
 CREATE INDEX audit_organization ON audit (organization_id, sequence);
