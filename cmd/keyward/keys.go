@@ -120,6 +120,14 @@ func (c *keysListCmd) Run(ctx context.Context, t *terminal) error {
 		}
 		cursor = *page.NextCursor
 	}
+	defer func() { // also beside JSON
+		if more {
+			fmt.Fprintln(t.err, "keyward: there are more: raise --limit, or narrow the search")
+		}
+		if leftOut > 0 {
+			fmt.Fprintf(t.err, "keyward: %d rows that Keyward did not write are left out; the server's log names them\n", leftOut)
+		}
+	}()
 	return c.show(t, found, func() error {
 		rows := make([][]cell, len(found))
 		for i, k := range found {
@@ -129,14 +137,7 @@ func (c *keysListCmd) Run(ctx context.Context, t *terminal) error {
 			}
 			rows[i] = []cell{{text: k.APIKeyID}, {text: k.OrganizationID}, {text: k.KeyName}, status, {text: k.Env}, {text: k.Hint}, {text: k.CreatedAt}, {text: k.CreatedBy}}
 		}
-		err := t.table([]string{"KEY", "ORGANIZATION", "NAME", "STATUS", "ENV", "HINT", "CREATED", "BY"}, rows)
-		if err == nil && more {
-			_, err = fmt.Fprintln(t.out, t.paint(faint, "There are more: raise --limit, or narrow the search."))
-		}
-		if err == nil && leftOut > 0 {
-			_, err = fmt.Fprintf(t.err, "keyward: %d rows that Keyward did not write are left out; the server's log names them\n", leftOut)
-		}
-		return err
+		return t.table([]string{"KEY", "ORGANIZATION", "NAME", "STATUS", "ENV", "HINT", "CREATED", "BY"}, rows)
 	})
 }
 

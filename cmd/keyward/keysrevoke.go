@@ -30,7 +30,7 @@ type keysRevokeCmd struct {
 
 // Help implements kong.HelpProvider.
 func (keysRevokeCmd) Help() string {
-	return `A key that is shown as revoked is accepted by no server any more. When the command is cut short, run it again: keys that are revoked are passed over. The exit code is 0 when all is done, 3 when the outcome is not known.
+	return `A key that is shown as revoked is accepted by no server any more. When the command is cut short, run it again: keys that are revoked are passed over. The exit code is 0 when all is done, 1 when a key that was named is not there, 3 when the outcome is not known.
 
 Examples:
 
@@ -196,7 +196,7 @@ func (r *revocations) all(ctx context.Context, cl *client, requests []api.Revoke
 		return err
 	}
 	if r.json {
-		return nil
+		return r.missing()
 	}
 	what := "revoked"
 	if r.dryRun {
@@ -211,8 +211,18 @@ func (r *revocations) all(ctx context.Context, cl *client, requests []api.Revoke
 			summary += fmt.Sprintf(", %d %s", other.n, other.what)
 		}
 	}
-	_, err = fmt.Fprintln(r.t.out, r.t.paint(bold, summary))
-	return err
+	if _, err := fmt.Fprintln(r.t.out, r.t.paint(bold, summary)); err != nil {
+		return err
+	}
+	return r.missing()
+}
+
+// missing is the exit code when a key that was named is not there.
+func (r *revocations) missing() error {
+	if r.notFound > 0 {
+		return &exitError{code: exitFailed}
+	}
+	return nil
 }
 
 // one sends a request and reads its lines. An answer without a last line, whatever the cause, leaves

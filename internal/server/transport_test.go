@@ -523,6 +523,10 @@ func TestCORS(t *testing.T) {
 			t.Errorf("Vary of %s: %q", tt.url, got.header.Get("Vary"))
 		}
 	}
+	one := f.do(ask{method: "OPTIONS", url: f.keysURL() + "/key_x", header: http.Header{"Origin": {"https://dash.example"}, "Access-Control-Request-Method": {"PATCH"}}})
+	if methods := one.header.Get("Access-Control-Allow-Methods"); methods != "GET, HEAD, OPTIONS, PATCH" { // C30
+		t.Errorf("preflight of PATCH allows %q", methods)
+	}
 	got := f.do(ask{method: "GET", url: f.keysURL(), user: user, header: http.Header{"Origin": {"https://dash.example"}}})
 	if got.status != 200 || got.header.Get("Access-Control-Allow-Origin") != "https://dash.example" || got.header.Get("Access-Control-Expose-Headers") != "Idempotent-Replayed, Location, Retry-After, X-Keyward-Revision, X-Request-Id" {
 		t.Errorf("answer: %v", got.header)
