@@ -63,7 +63,7 @@ type RevokeKeys struct {
 }
 
 // What a RevokeLine says of the whole; a line about one key has revoked, already_revoked,
-// not_found or would_revoke.
+// not_found, undecided or would_revoke.
 const (
 	RevokeStarted = "started"
 	RevokeDone    = "done"
@@ -83,6 +83,7 @@ type RevokeLine struct {
 	Revoked        *int     `json:"revoked,omitempty"`
 	AlreadyRevoked *int     `json:"already_revoked,omitempty"`
 	NotFound       *int     `json:"not_found,omitempty"`
+	Undecided      *int     `json:"undecided,omitempty"`
 	LeftOut        *int     `json:"left_out,omitempty"`
 	Revision       int64    `json:"revision,omitempty"`
 	Error          *Problem `json:"error,omitempty"`

@@ -81,7 +81,7 @@ func (auditListCmd) Help() string {
 
 Example:
 
-    keyward audit list --org org_demo --limit 20`
+    keyward audit list --org org_demo --action key.revoke --since 2026-01-31`
 }
 
 // Run lists entries.

@@ -158,7 +158,7 @@ func (c *keysRevokeCmd) confirm(ctx context.Context, t *terminal, cl *client, re
 	if err := run.all(ctx, cl, dry); err != nil || run.revoked == 0 {
 		return err
 	}
-	fmt.Fprintf(t.err, "Revoke %d keys? They cannot be brought back. Type yes: ", run.revoked)
+	fmt.Fprintf(t.err, "Revoke %s? That cannot be undone. Type yes: ", keyCount(run.revoked))
 	answer, err := bufio.NewReader(io.LimitReader(t.in, 64)).ReadString('\n')
 	if err != nil || strings.TrimSpace(answer) != "yes" {
 		return &exitError{exitFailed, errors.New("nothing was revoked")}
@@ -173,7 +173,7 @@ type revocations struct {
 	quiet  bool // a bar instead of a line a key
 	dryRun bool
 
-	total, revoked, before, notFound, leftOut int
+	revoked, before, notFound, undecided, leftOut int
 }
 
 // all sends the requests one after the other.
@@ -191,7 +191,7 @@ func (r *revocations) all(ctx context.Context, cl *client, requests []api.Revoke
 	}
 	if err != nil {
 		if r.revoked > 0 && !r.dryRun {
-			fmt.Fprintf(r.t.err, "keyward: %d keys were revoked before it broke off; run the command again for the others\n", r.revoked)
+			fmt.Fprintf(r.t.err, "keyward: %s revoked before it broke off; run the command again for the others\n", keyCount(r.revoked))
 		}
 		return err
 	}
@@ -206,7 +206,7 @@ func (r *revocations) all(ctx context.Context, cl *client, requests []api.Revoke
 	for _, other := range []struct {
 		n    int
 		what string
-	}{{r.before, "revoked before"}, {r.notFound, "not found"}, {r.leftOut, "left out: not written by Keyward, see the server's log"}} {
+	}{{r.before, "revoked before"}, {r.notFound, "not found"}, {r.undecided, "undecided: removed from the database, see the server's log"}, {r.leftOut, "left out: not written by Keyward, see the server's log"}} {
 		if other.n > 0 {
 			summary += fmt.Sprintf(", %d %s", other.n, other.what)
 		}
@@ -219,6 +219,9 @@ func (r *revocations) all(ctx context.Context, cl *client, requests []api.Revoke
 
 // missing is the exit code when a key that was named is not there.
 func (r *revocations) missing() error {
+	if r.undecided > 0 {
+		return &exitError{code: exitUnknown}
+	}
 	if r.notFound > 0 {
 		return &exitError{code: exitFailed}
 	}
@@ -276,7 +279,7 @@ func (r *revocations) one(ctx context.Context, cl *client, request api.RevokeKey
 }
 
 func (r *revocations) add(l *api.RevokeLine) {
-	for into, n := range map[*int]*int{&r.revoked: l.Revoked, &r.before: l.AlreadyRevoked, &r.notFound: l.NotFound, &r.leftOut: l.LeftOut} {
+	for into, n := range map[*int]*int{&r.revoked: l.Revoked, &r.before: l.AlreadyRevoked, &r.notFound: l.NotFound, &r.undecided: l.Undecided, &r.leftOut: l.LeftOut} {
 		if n != nil {
 			*into += *n
 		}
@@ -293,12 +296,20 @@ func (r *revocations) key(l *api.RevokeLine, p *progress) error {
 		return nil
 	}
 	style := green
-	if l.Status == "not_found" {
+	if l.Status == "not_found" || l.Status == "undecided" {
 		style = yellow
 	}
 	line := strings.TrimSpace(r.t.paint(style, strings.ReplaceAll(l.Status, "_", " ")) + "  " + l.APIKeyID + "  " + l.OrganizationID)
 	_, err := fmt.Fprintln(r.t.out, line)
 	return err
+}
+
+// keyCount names a number of keys.
+func keyCount(n int) string {
+	if n == 1 {
+		return "1 key"
+	}
+	return fmt.Sprintf("%d keys", n)
 }
 
 // bar draws how far it is.

@@ -39,7 +39,7 @@ func TestO4AnswersThatBreakOff(t *testing.T) {
 		{"done", started + one + done, 200, exitDone, ""},
 		{"no last line", started + one, 200, exitUnknown, "the server's answer broke off"},
 		{"half a line", started + one[:20], 200, exitUnknown, "did not answer as Keyward does"},
-		{"failed", started + one + `{"status":"failed","revoked":1,"error":{"detail":"Ask again.","status":503}}` + "\n", 200, exitUnknown, "1 keys were revoked before it broke off"},
+		{"failed", started + one + `{"status":"failed","revoked":1,"error":{"detail":"Ask again.","status":503}}` + "\n", 200, exitUnknown, "1 key revoked before it broke off"},
 		{"rejected", `{"detail":"No.","status":400}`, 400, exitFailed, "keyward: No."},
 		{"another server", "hello", 200, exitUnknown, "did not answer as Keyward does"},
 	} {

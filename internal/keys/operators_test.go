@@ -504,6 +504,13 @@ func TestO4ForgedRows(t *testing.T) {
 	if err != nil || sum.Revoked != 3 {
 		t.Errorf("by their ids: %+v, %v", sum, err)
 	}
+	if _, err := db.Exec(`DELETE FROM keys WHERE id = $1`, issued[0].Key.ID); err != nil {
+		t.Fatal(err)
+	}
+	lines, sum, err := revokeAll(t, f.Service, keys.ManyRequest{IDs: []string{issued[0].Key.ID, issued[1].Key.ID}})
+	if err != nil || sum.Unknown != 1 || sum.NotFound != 0 || lines[0].Status != keys.ManyUnknown || lines[1].Status != keys.ManyBefore {
+		t.Errorf("a removed row: %+v, %+v, %v", lines, sum, err)
+	}
 }
 
 // O2, C23: an update changes what it names and nothing else, and never switches on what was off.

@@ -29,6 +29,7 @@ const (
 	ManyRevoked  = "revoked"         // now
 	ManyBefore   = "already_revoked" // it was named and is revoked since before
 	ManyNotFound = "not_found"       // it was named and there is none
+	ManyUnknown  = "undecided"       // it was named, the audit log has it and its row is gone
 	ManyWould    = "would_revoke"    // in a dry run
 )
 
@@ -45,6 +46,7 @@ type ManyReport struct {
 	Revoked  int // keys this request revoked; in a dry run, would have
 	Before   int // named keys that were revoked before
 	NotFound int // named keys that there are none of
+	Unknown  int // named keys whose rows were removed: memory may accept them until the next scrub
 	LeftOut  int // rows that match but whose MAC or revision is wrong: accepted nowhere, left alone
 	Revision int64
 }
@@ -277,10 +279,6 @@ func (m *many) named(ctx context.Context) error {
 			k, there := byID[id]
 			switch {
 			case !there:
-				// A row that somebody removed is no answer: memory may accept its key still.
-				if _, err := tx.Key(ctx, id); id != ProbeKeyID && !errors.Is(err, ErrNotFound) {
-					return err
-				}
 				b.missing++
 				b.lines = append(b.lines, ManyOne{KeyID: id, Status: ManyNotFound})
 			case k.State == StateRevoked && k.Genuine:
@@ -296,6 +294,17 @@ func (m *many) named(ctx context.Context) error {
 	})
 	if err != nil {
 		return err
+	}
+	for i := range b.lines {
+		if b.lines[i].Status != ManyNotFound || b.lines[i].KeyID == ProbeKeyID {
+			continue
+		}
+		// That a row is not there is no answer when somebody removed it.
+		if _, err := m.s.cfg.Store.Key(ctx, b.lines[i].KeyID); !errors.Is(err, ErrNotFound) {
+			b.lines[i].Status = ManyUnknown
+			m.sum.NotFound--
+			m.sum.Unknown++
+		}
 	}
 	if m.report(b.lines) != nil {
 		return ErrStopped

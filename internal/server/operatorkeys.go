@@ -155,7 +155,7 @@ func (s *Server) revokeMany(x *exchange) error {
 		return nil
 	}
 	last := api.RevokeLine{Status: api.RevokeDone, Total: &total, Revoked: &sum.Revoked, AlreadyRevoked: &sum.Before,
-		NotFound: &sum.NotFound, LeftOut: &sum.LeftOut, Revision: sum.Revision}
+		NotFound: &sum.NotFound, Undecided: &sum.Unknown, LeftOut: &sum.LeftOut, Revision: sum.Revision}
 	if r.DryRun {
 		last.Status = api.RevokeDryRun
 	}

@@ -1147,7 +1147,7 @@ export interface components {
              * @description What became of the key; or `started` in the first line, and `done`, `dry_run` or `failed` in the last.
              * @enum {string}
              */
-            status: "started" | "revoked" | "already_revoked" | "not_found" | "would_revoke" | "done" | "dry_run" | "failed";
+            status: "started" | "revoked" | "already_revoked" | "not_found" | "undecided" | "would_revoke" | "done" | "dry_run" | "failed";
             /** @description The key this line is about. */
             api_key_id?: components["schemas"]["KeyId"];
             /** @description The organization that owns it. */
@@ -1162,6 +1162,8 @@ export interface components {
             already_revoked?: number;
             /** @description How many of those named there are not. In the last line. */
             not_found?: number;
+            /** @description How many of those named somebody removed from the database. The server's log names them; restore the database, and ask again. In the last line. */
+            undecided?: number;
             /** @description How many matching rows were not written by Keyward and are accepted nowhere. In the last line. */
             left_out?: number;
             /**
