@@ -34,4 +34,8 @@ const (
 	InternalTokenRequired Code = "internal_token_required" // 401, R3
 	Unavailable           Code = "unavailable"             // 503, C5, C23
 	Internal              Code = "internal"                // 500, C25
+
+	OrganizationExists      Code = "organization_exists"                 // 412, O1
+	OrganizationHasKeys     Code = "organization_has_keys"               // 409, O2
+	OrganizationHasAccounts Code = "organization_has_connected_accounts" // 409, O2
 )

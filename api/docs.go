@@ -50,8 +50,7 @@ func DocsHandler() http.Handler {
 		"/openapi.json":   {contentType: "application/json", content: openapiJSON},
 		"/openapi.yaml":   {contentType: "application/yaml", content: openapiYAML},
 	} {
-		sum := sha256.Sum256(f.content)
-		f.etag = `"` + hex.EncodeToString(sum[:12]) + `"`
+		f.etag = etagOf(f.content)
 		files[path] = f
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -59,6 +58,10 @@ func DocsHandler() http.Handler {
 		if !ok {
 			w.WriteHeader(http.StatusNotFound)
 			return
+		}
+		if address := serverAddress(r); address != "" && strings.HasPrefix(r.URL.Path, "/openapi.") {
+			f.content = withServer(f.content, address)
+			f.etag = etagOf(f.content)
 		}
 		h := w.Header()
 		h.Set("Cache-Control", "no-cache")
@@ -76,6 +79,11 @@ func DocsHandler() http.Handler {
 			w.Write(f.content) // an error means the client has gone
 		}
 	})
+}
+
+func etagOf(content []byte) string {
+	sum := sha256.Sum256(content)
+	return `"` + hex.EncodeToString(sum[:12]) + `"`
 }
 
 // matches is the weak comparison of If-None-Match (RFC 9110 section 13.1.2). Our tags hold no comma.

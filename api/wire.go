@@ -6,6 +6,7 @@ type CreateKey struct {
 	ExpiresInDays  *int64  `json:"expires_in_days,omitempty"`
 	IdempotencyKey *string `json:"idempotency_key,omitempty"`
 	Env            *string `json:"env,omitempty"`
+	Description    *string `json:"description,omitempty"`
 }
 
 // RollKey is the optional body of POST /api/v1/auth/api-keys/{api_key_id}/roll (C24).
@@ -14,6 +15,7 @@ type RollKey struct {
 	KeyName        *string `json:"key_name,omitempty"`
 	ExpiresInDays  *int64  `json:"expires_in_days,omitempty"`
 	IdempotencyKey *string `json:"idempotency_key,omitempty"`
+	Description    *string `json:"description,omitempty"`
 }
 
 // RevokeKey is the optional body of POST /api/v1/auth/api-keys/{api_key_id}/revoke (C21).
@@ -55,6 +57,8 @@ type ListedKey struct {
 	Status     string  `json:"status"`
 	RevokedAt  *string `json:"revoked_at"`
 	CreatedBy  string  `json:"created_by"`
+
+	Description *string `json:"description"`
 }
 
 // RevokedKey answers revoke (C21).
@@ -121,6 +125,7 @@ type PutOrganization struct {
 	PaymentsEnabled      *bool   `json:"payments_enabled,omitempty"`
 	CurrentEnv           *string `json:"current_env,omitempty"`
 	IsActive             *bool   `json:"is_active,omitempty"`
+	Force                *bool   `json:"force,omitempty"`
 }
 
 // Organization answers the organization routes (O1).

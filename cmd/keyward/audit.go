@@ -23,7 +23,13 @@ type auditCmd struct {
 type selection struct {
 	After  int64  `default:"0" help:"Only entries with a greater sequence number." placeholder:"N"`
 	Org    string `help:"Only entries of this organization." placeholder:"ID"`
-	Target string `help:"Only entries about this key or organization." placeholder:"ID"`
+	Target string `aliases:"key" help:"Only entries about this key or organization." placeholder:"ID"`
+
+	Actor   string `help:"Only acts of this user or operator." placeholder:"WHO"`
+	Action  string `help:"Only this action, such as key.revoke." placeholder:"ACTION"`
+	Outcome string `help:"Only acts with this outcome: done, or the code of a rejection." placeholder:"CODE"`
+	Since   string `help:"Only entries of this day or time (UTC) or later." placeholder:"2026-01-31[T12:00:00Z]"`
+	Until   string `help:"Only entries before this day or time (UTC)." placeholder:"2026-01-31[T12:00:00Z]"`
 }
 
 // entries reads the log page by page, oldest first.
@@ -36,6 +42,13 @@ func (s *selection) entries(ctx context.Context, cl *client) iter.Seq2[api.Audit
 			}
 			if s.Target != "" {
 				query.Set("target_id", s.Target)
+			}
+			for name, value := range map[string]string{
+				"actor": s.Actor, "action": s.Action, "outcome": s.Outcome, "since": dayOrTime(s.Since), "until": dayOrTime(s.Until),
+			} {
+				if value != "" {
+					query.Set(name, value)
+				}
 			}
 			page, err := get[api.AuditList](ctx, cl, "/v1/audit?"+query.Encode())
 			if err != nil {
@@ -68,7 +81,7 @@ func (auditListCmd) Help() string {
 
 Example:
 
-    keyward audit list --org org_demo --limit 20`
+    keyward audit list --org org_demo --action key.revoke --since 2026-01-31`
 }
 
 // Run lists entries.

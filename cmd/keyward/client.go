@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -51,6 +52,8 @@ type client struct {
 	base  string
 	token func(method string) string // empty = none
 	http  http.Client
+
+	header http.Header // sent with every request, besides what each has; may be nil
 }
 
 // quick bounds a call that answers at once, such as a read or an organization change.
@@ -315,6 +318,7 @@ func (c *client) do(ctx context.Context, method, path string, body io.Reader) (*
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
+	maps.Copy(req.Header, c.header)
 	if token := c.token(method); token != "" {
 		req.Header.Set("Authorization", "Bearer "+token)
 	}

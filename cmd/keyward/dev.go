@@ -175,7 +175,7 @@ func seed(ctx context.Context, s *keys.Service) error {
 	for _, o := range []keys.OrganizationRequest{
 		{ID: demoOrganization, Name: text(demoName), PaymentsEnabled: &yes},
 		{ID: sandboxOrganization, Name: text("Sandbox Shop")},
-		{ID: connectedOrganization, Name: text("Connected Shop"), ParentID: text(demoOrganization), PaymentsEnabled: &yes},
+		{ID: connectedOrganization, Name: text("Connected Shop"), ParentID: text(demoOrganization), PaymentsEnabled: &yes, Force: true},
 	} {
 		_, err := s.Organization(ctx, o.ID)
 		var refusal *keys.Error
@@ -224,11 +224,11 @@ type step struct {
 
 // trouble tells why org_demo may manage no keys.
 func (g *greeting) trouble(code api.Code) string {
-	why := "is switched off"
+	why, undo := "is switched off", "org enable "+demoOrganization
 	if code != api.OrganizationInactive {
-		why = "is a connected account and manages no keys"
+		why, undo = "is a connected account and manages no keys", "org update "+demoOrganization+" --no-parent"
 	}
-	return demoOrganization + " " + why + "; undo that with: keyward org set " + demoOrganization + ` --name "` + demoName + `" --payments --server ` + g.Admin
+	return demoOrganization + " " + why + "; undo that with: keyward " + undo + " --server " + g.Admin
 }
 
 func (g *greeting) steps() []step {

@@ -251,10 +251,10 @@ func TestR1DevOrganizationChanged(t *testing.T) {
 		changes [][]string
 		want    string
 	}{
-		{"switched off", [][]string{{"org", "set", demoOrganization, "--inactive"}}, "org_demo is switched off; "},
+		{"switched off", [][]string{{"org", "disable", demoOrganization}}, "org_demo is switched off; "},
 		{"a connected account", [][]string{
-			{"org", "set", connectedOrganization},
-			{"org", "set", demoOrganization, "--parent", connectedOrganization},
+			{"org", "update", connectedOrganization, "--no-parent"},
+			{"org", "update", demoOrganization, "--parent", connectedOrganization},
 		}, "org_demo is a connected account and manages no keys; "},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -276,14 +276,7 @@ func TestR1DevOrganizationChanged(t *testing.T) {
 			if err := g.print(newTerminal(nil, strings.NewReader(""), &plain, io.Discard)); err != nil || strings.Count(plain.String(), "\n"+g.Trouble+"\n") != 1 {
 				t.Errorf("%v, not a line of\n%s", err, plain.String())
 			}
-			command = strings.ReplaceAll(command, `"`+demoName+`"`, "$1") // one argument for the shell
-			args := strings.Fields(command)
-			for i, a := range args {
-				if a == "$1" {
-					args[i] = demoName
-				}
-			}
-			keyward("http://127.0.0.1:1", args...)
+			keyward("http://127.0.0.1:1", strings.Fields(command)...)
 			_, body := request(t, "GET", g.Admin+"/v1/organizations/"+demoOrganization, "", "")
 			o := decode[api.Organization](t, body)
 			if !o.IsActive || o.ParentOrganizationID != nil || !o.PaymentsEnabled || o.Name != demoName {

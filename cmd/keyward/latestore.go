@@ -11,6 +11,7 @@ import (
 	"github.com/syncgram/keyward/internal/keys"
 	"github.com/syncgram/keyward/internal/seal"
 	"github.com/syncgram/keyward/internal/sqlstore"
+	"github.com/syncgram/keyward/token"
 )
 
 // errAway is what every call answers until the database was opened; the doors make 503 of it.
@@ -129,6 +130,18 @@ func (l *lateStore) KeyAsOf(ctx context.Context, id string) (k keys.Key, c keys.
 
 func (l *lateStore) Keys(ctx context.Context, q keys.KeyQuery) ([]keys.UsedKey, error) {
 	return with(l, func(s *sqlstore.Store) ([]keys.UsedKey, error) { return s.Keys(ctx, q) })
+}
+
+func (l *lateStore) UsedKey(ctx context.Context, id string) (keys.UsedKey, error) {
+	return with(l, func(s *sqlstore.Store) (keys.UsedKey, error) { return s.UsedKey(ctx, id) })
+}
+
+func (l *lateStore) KeyOfDigest(ctx context.Context, d token.Digest) (keys.UsedKey, error) {
+	return with(l, func(s *sqlstore.Store) (keys.UsedKey, error) { return s.KeyOfDigest(ctx, d) })
+}
+
+func (l *lateStore) SearchKeys(ctx context.Context, q keys.KeySearch) ([]keys.UsedKey, error) {
+	return with(l, func(s *sqlstore.Store) ([]keys.UsedKey, error) { return s.SearchKeys(ctx, q) })
 }
 
 func (l *lateStore) Organization(ctx context.Context, id string) (keys.Organization, error) {

@@ -37,7 +37,8 @@ type commands struct {
 	Migrate     migrateCmd     `cmd:"" help:"Bring a database's schema up to date."`
 	MasterKey   masterKeyCmd   `cmd:"" help:"Draw a master key, or move a running server to a new one."`
 	Credential  credentialCmd  `cmd:"" help:"Make credentials for the verification and the admin listener."`
-	Org         orgCmd         `cmd:"" help:"Set, get and list organizations."`
+	Org         orgCmd         `cmd:"" help:"Set, change, get and list organizations."`
+	Keys        keysCmd        `cmd:"" help:"Find and revoke keys of any organization."`
 	Verify      verifyCmd      `cmd:"" help:"Ask whether the secret on the standard input is valid."`
 	Audit       auditCmd       `cmd:"" help:"List, check and export the audit log."`
 	Backup      backupCmd      `cmd:"" help:"Copy the database of a server, consistent while it serves."`

@@ -64,7 +64,9 @@ func command(t *testing.T, args, env []string, stdin string) (code int, stdout, 
 func TestR4Help(t *testing.T) {
 	_, all, _ := command(t, []string{"--help"}, nil, "")
 	for _, name := range []string{
-		"dev", "serve", "migrate", "master-key new", "master-key rotate", "credential new", "org set", "org get", "org list", "verify",
+		"dev", "serve", "migrate", "master-key new", "master-key rotate", "credential new",
+		"org set", "org update", "org disable", "org enable", "org delete", "org get", "org list",
+		"keys list", "keys show", "keys revoke", "verify",
 		"audit list", "audit verify", "audit export", "backup", "nodes", "doctor", "healthcheck", "token", "version",
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -31,7 +31,10 @@ type operations struct {
 // Audit implements server.Operations.
 func (o *operations) Audit(ctx context.Context, q server.AuditQuery) ([]keys.AuditEntry, error) {
 	return with(o.db, func(s *sqlstore.Store) ([]keys.AuditEntry, error) {
-		return s.Audit(ctx, q.After, q.Limit, sqlstore.AuditFilter{OrganizationID: q.OrganizationID, TargetID: q.TargetID})
+		return s.Audit(ctx, q.After, q.Limit, sqlstore.AuditFilter{
+			OrganizationID: q.OrganizationID, TargetID: q.TargetID, Actor: q.Actor, Action: keys.Action(q.Action),
+			Outcome: q.Outcome, Since: q.Since, Until: q.Until,
+		})
 	})
 }
 

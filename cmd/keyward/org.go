@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -10,9 +12,13 @@ import (
 )
 
 type orgCmd struct {
-	Set  orgSetCmd  `cmd:"" help:"Create or replace an organization."`
-	Get  orgGetCmd  `cmd:"" help:"Show an organization."`
-	List orgListCmd `cmd:"" help:"List the organizations."`
+	Set     orgSetCmd     `cmd:"" help:"Create an organization, or replace it."`
+	Update  orgUpdateCmd  `cmd:"" help:"Change what is said of an organization."`
+	Disable orgDisableCmd `cmd:"" help:"Switch an organization off: its keys are rejected."`
+	Enable  orgEnableCmd  `cmd:"" help:"Switch an organization on."`
+	Delete  orgDeleteCmd  `cmd:"" help:"Delete an organization that has no keys."`
+	Get     orgGetCmd     `cmd:"" help:"Show an organization."`
+	List    orgListCmd    `cmd:"" help:"List the organizations."`
 }
 
 type orgSetCmd struct {
@@ -23,12 +29,14 @@ type orgSetCmd struct {
 	Parent   string `help:"The organization it is a connected account of." placeholder:"ID"`
 	Payments bool   `help:"Payments are enabled: it can have live keys."`
 	Env      string `enum:"default,live,test" default:"default" help:"Its current environment; live by default when payments are enabled, else test." placeholder:"live|test"`
-	Inactive bool   `help:"Switch it off: its keys are refused until it is set again without this."`
+	Inactive bool   `help:"Create it switched off: its keys are rejected until org enable."`
+	Replace  bool   `help:"Replace the organization if it exists: what is not said takes its default."`
+	Force    bool   `help:"Give it a parent even if it has a key that is accepted: the parent's key acts for it from then on."`
 }
 
 // Help implements kong.HelpProvider.
 func (orgSetCmd) Help() string {
-	return `It replaces the whole organization: what is not said takes its default. The change is in force on every server when the command returns.
+	return `It creates an organization. One that exists is replaced only with --replace, and then as a whole: what is not said takes its default, so that it may be switched on or lose its live mode. To change single things use org update, org disable and org enable. The change is in force on every server when the command returns.
 
 Example:
 
@@ -52,7 +60,18 @@ func (c *orgSetCmd) Run(ctx context.Context, t *terminal) error {
 	if c.Env != "default" {
 		body.CurrentEnv = &c.Env
 	}
-	return showOrganization(ctx, t, cl, c.format, http.MethodPut, c.ID, body)
+	if c.Force {
+		body.Force = &c.Force
+	}
+	if !c.Replace {
+		cl.header = http.Header{"If-None-Match": {"*"}}
+	}
+	err = showOrganization(ctx, t, cl, c.format, http.MethodPut, c.ID, body)
+	var answer *answerError
+	if errors.As(err, &answer) && answer.Code == api.OrganizationExists {
+		return fmt.Errorf("%s exists, and nothing was changed: change it with org update, org disable or org enable, or replace all of it with org set --replace", c.ID)
+	}
+	return err
 }
 
 type orgGetCmd struct {

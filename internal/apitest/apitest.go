@@ -4,8 +4,9 @@
 // What is checked of every exchange:
 //   - the path, method and status are described; an answer to anything else is a problem document
 //     with route_not_found or method_not_allowed (C27);
-//   - the body and every described header of the answer fit their schemas, closed ones
-//     without a member more, and an answer described without a body has none;
+//   - the body and every described header of the answer fit their schemas, without a member more:
+//     the document leaves them open for clients, and here they are closed;
+//   - an answer described without a body has none;
 //   - no header that carries meaning is sent undescribed;
 //   - a request that got 2xx fits its parameters, body and security. One that does not may
 //     be refused, and that is all that is asked of it.
@@ -220,6 +221,8 @@ var document = sync.OnceValue(func() *openapi3.T {
 	for _, mediaType := range []string{"text/html", "text/css", "text/javascript"} {
 		openapi3filter.RegisterBodyDecoder(mediaType, openapi3filter.PlainBodyDecoder)
 	}
+	openapi3filter.RegisterBodyDecoder("application/x-ndjson", decodeLines)
+	closeAnswers(doc)
 	return doc
 })
 

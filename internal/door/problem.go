@@ -42,6 +42,10 @@ var problemKinds = map[api.Code]problemKind{
 	api.MethodNotAllowed:      {http.StatusMethodNotAllowed, "Method not allowed"},
 	api.Unavailable:           {http.StatusServiceUnavailable, "Unavailable"},
 	api.Internal:              {http.StatusInternalServerError, "Internal error"},
+
+	api.OrganizationExists:      {http.StatusPreconditionFailed, "Organization exists"},
+	api.OrganizationHasKeys:     {http.StatusConflict, "Organization has keys"},
+	api.OrganizationHasAccounts: {http.StatusConflict, "Organization has connected accounts"},
 }
 
 // problemType is the stable URI before a code in the member type (RFC 9457 section 3.1.1).

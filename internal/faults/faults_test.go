@@ -336,3 +336,50 @@ func outOfUse(t *testing.T, p *keywardtest.Process, afterLease string, begin, en
 		t.Errorf("the audit log: %v %s", a, a.body)
 	}
 }
+
+// O4, C23, P7: kill -9 in the middle of a revocation of many keys, before and after the wait for the
+// nodes: run again it revokes the rest, and every key has one revocation in the audit log.
+func TestO4KillInRevokeMany(t *testing.T) {
+	for engine, database := range engines {
+		for _, point := range []string{"revokemany.committed", "revokemany.visible"} {
+			t.Run(engine+"/"+point, func(t *testing.T) {
+				t.Parallel() // mostly waiting
+				o := keywardtest.Options{Dir: t.TempDir(), DatabaseURL: database(t), Tags: "failpoints", Flags: []string{"--lease=1s"}}
+				p := keywardtest.Start(t, o)
+				var secrets []string
+				for i := range 5 {
+					organization := fmt.Sprint("org_", i)
+					m := merchant{p, p.Token(t, "u"+organization, organization)}
+					secrets = append(secrets, issued(t, m.create(t, "")).Key)
+				}
+				p.Kill()
+
+				armed := o
+				armed.Env = []string{"KEYWARD_FAILPOINT=" + point}
+				p = keywardtest.Start(t, armed)
+				env := "test"
+				request := api.RevokeKeys{Filter: &api.KeyFilter{Env: &env}, Reason: "leaked"}
+				if a := do(t, "POST", p.Admin+"/v1/keys/revoke", nil, request); bytes.Contains(a.body, []byte(`"revoked"`)) {
+					t.Fatalf("answered %s", a.body)
+				}
+				p.Wait(t)
+
+				p = keywardtest.Start(t, o)
+				a := do(t, "POST", p.Admin+"/v1/keys/revoke", nil, request)
+				if a.status != 200 || !bytes.Contains(a.body, []byte(`{"status":"done"`)) {
+					t.Errorf("run again: %v %s", a, a.body)
+				}
+				for _, secret := range secrets {
+					if got := reason(t, p, secret); got != "revoked" {
+						t.Errorf("a secret is %s", got)
+					}
+				}
+				var audited api.AuditList
+				entries := do(t, "GET", p.Admin+"/v1/audit?action=key.revoke&outcome=done", nil, nil)
+				if err := json.Unmarshal(entries.body, &audited); err != nil || len(audited.Entries) != len(secrets) {
+					t.Errorf("%d revocations in the audit log: %v", len(audited.Entries), entries)
+				}
+			})
+		}
+	}
+}

@@ -14,7 +14,10 @@ const (
 	ActRoll            Action = "key.roll" // the key that was rolled; its successor has ActCreate
 	ActReplay          Action = "key.replay"
 	ActList            Action = "key.list" // refusals only: a list changes nothing
-	ActPutOrganization Action = "organization.put"
+	ActGet             Action = "key.get"  // refusals only, as ActList
+	ActUpdate          Action = "key.update"
+	ActRevokeMany      Action = "key.revoke_many"  // of a whole run; each key has ActRevoke
+	ActPutOrganization Action = "organization.put" // also a change of single members, and a deletion
 	ActReseal          Action = "master_key.reseal"
 	ActBackup          Action = "database.backup"
 	ActProbeMint       Action = "probe.mint"

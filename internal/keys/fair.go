@@ -14,12 +14,14 @@ import (
 // budget holds (C32), so that what is within the budget is not rejected here.
 const maxWaitingWrites = 128
 
-// fairStore puts a fair queue before the database's write lock. Write and Record of a plain call are
+// fairStore puts a fair queue before the database's write lock, and writes nothing to a database
+// that is not proven (V8). Write and Record of a plain call are
 // Keyward's own or an operator's and take the system's turns; what a user asks for goes through
 // Service.waitToWrite and recordAs.
 type fairStore struct {
 	Store
-	queue *fairqueue.Queue
+	queue  *fairqueue.Queue
+	proven func() error // Config.Proven; nil = it always is
 }
 
 var systemTurn = fairqueue.Turn{Class: fairqueue.System}
@@ -48,6 +50,11 @@ func (f *fairStore) writeHeld(
 	ctx context.Context, release func(), first Reads, fn func(context.Context, Tx) error,
 ) (Commit, error) {
 	defer release()
+	if f.proven != nil {
+		if err := f.proven(); err != nil {
+			return Commit{}, err
+		}
+	}
 	return f.Store.Write(ctx, first, fn)
 }
 

@@ -64,6 +64,7 @@ type fixture struct {
 	store   *sqlstore.Store
 	clock   *clock
 	barrier *barrier
+	path    string // of the database, on SQLite
 }
 
 // open starts a service on an engine, with change applied to its configuration.
@@ -78,7 +79,8 @@ func open(t *testing.T, engine string, change func(*keys.Config)) *fixture {
 		t.Fatal(err)
 	}
 	f := &fixture{clock: &clock{now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}, barrier: &barrier{}}
-	url := "sqlite:" + filepath.Join(t.TempDir(), "keyward.db")
+	f.path = filepath.Join(t.TempDir(), "keyward.db")
+	url := "sqlite:" + f.path
 	if engine == sqlstore.Postgres {
 		url = pgtest.URL(t)
 	}

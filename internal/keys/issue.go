@@ -21,7 +21,8 @@ import (
 // CreateRequest is what a create asks for, not yet checked.
 type CreateRequest struct {
 	Name           string
-	ExpiresInDays  *int64 // nil = never
+	Description    *string // nil or empty = none (C31)
+	ExpiresInDays  *int64  // nil = never
 	Environment    *string
 	IdempotencyKey string // empty = none
 }
@@ -31,6 +32,7 @@ type RollRequest struct {
 	KeyID          string
 	OverlapSeconds *int64  // nil = 0
 	Name           *string // nil = the old key's
+	Description    *string // nil = the old key's, empty = none (C31)
 	ExpiresInDays  *int64  // nil = as many as the old key was given
 	IdempotencyKey string
 }
@@ -69,10 +71,11 @@ func (s *Service) Create(ctx context.Context, c Call, r CreateRequest) (issued I
 		return Issued{}, s.Refuse(ctx, c, ActCreate, "", err)
 	}
 	request, err := json.Marshal(struct {
-		Name string
-		Days int
-		Env  *string
-	}{name, days, r.Environment})
+		Name        string
+		Days        int
+		Env         *string
+		Description *string `json:",omitempty"`
+	}{name, days, r.Environment, r.Description})
 	if err != nil {
 		return Issued{}, err
 	}
@@ -91,7 +94,11 @@ func (s *Service) Create(ctx context.Context, c Call, r CreateRequest) (issued I
 				}
 			}
 			expired = holders
-			return Key{Name: name, ExpiresInDays: days, Environment: environmentFor(&o, r.Environment)}, nil
+			k := Key{Name: name, ExpiresInDays: days, Environment: environmentFor(&o, r.Environment)}
+			if r.Description != nil {
+				k.Description = *r.Description
+			}
+			return k, nil
 		},
 		makeRoom: func(ctx context.Context, tx Tx) error {
 			for _, k := range expired {
@@ -124,7 +131,9 @@ func (s *Service) Roll(ctx context.Context, c Call, r RollRequest) (issued Issue
 		Overlap time.Duration
 		Name    *string
 		Days    *int64
-	}{r.KeyID, overlap, r.Name, r.ExpiresInDays})
+
+		Description *string `json:",omitempty"`
+	}{r.KeyID, overlap, r.Name, r.ExpiresInDays, r.Description})
 	if err != nil {
 		return Issued{}, err
 	}
@@ -139,9 +148,12 @@ func (s *Service) Roll(ctx context.Context, c Call, r RollRequest) (issued Issue
 			if !old.Genuine || Status(old.Lifecycle(), tx.Now()) != StateActive {
 				return Key{}, &Error{Code: api.KeyNotActive, Detail: "Only an active API key can be rolled. Create a new key, or roll the organization's active one."}
 			}
-			next := Key{Name: old.Name, ExpiresInDays: old.ExpiresInDays, Environment: old.Environment, Replaces: old.ID}
+			next := Key{Name: old.Name, Description: old.Description, ExpiresInDays: old.ExpiresInDays, Environment: old.Environment, Replaces: old.ID}
 			if r.Name != nil {
 				next.Name = *r.Name
+			}
+			if r.Description != nil {
+				next.Description = *r.Description
 			}
 			if r.ExpiresInDays != nil {
 				next.ExpiresInDays = int(*r.ExpiresInDays)
@@ -427,6 +439,12 @@ func (s *Service) checkCreate(r *CreateRequest) (name string, days int, err erro
 	if err := s.checkDays(days); err != nil {
 		return "", 0, err
 	}
+	if err := s.checkDescription(&r.Description); err != nil {
+		return "", 0, err
+	}
+	if r.Description != nil && *r.Description == "" {
+		r.Description = nil // the same request as without it (C16)
+	}
 	if r.Environment != nil && *r.Environment != string(Live) && *r.Environment != string(Test) {
 		return "", 0, Invalid("env", `env must be "live" or "test".`)
 	}
@@ -448,6 +466,9 @@ func (s *Service) checkRoll(r *RollRequest) (overlap time.Duration, err error) {
 			return 0, err
 		}
 		r.Name = &name
+	}
+	if err := s.checkDescription(&r.Description); err != nil {
+		return 0, err
 	}
 	if r.ExpiresInDays != nil {
 		days, err := daysOf(r.ExpiresInDays)

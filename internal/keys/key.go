@@ -40,6 +40,7 @@ type Key struct {
 	Digest         token.Digest
 	Hint           string // last four characters of the secret
 	Name           string
+	Description    string    // empty = none (C31)
 	CreatedAt      time.Time // UTC, whole microseconds, as every time here
 	CreatedBy      string    // the principal's user
 	ExpiresInDays  int       // as asked for at creation; 0 = never. A roll gives its successor as many (C24)
@@ -64,7 +65,9 @@ func (k *Key) Lifecycle() Lifecycle {
 }
 
 // Sealed returns the bytes the row seal covers: every column, each with its
-// length before it, so that no two rows have the same bytes.
+// length before it, so that no two rows have the same bytes. What was added later follows the
+// revision, which ends the fixed part, as tagged fields, and only where it is not empty: so
+// the bytes of a row without it are what they were.
 func (k *Key) Sealed() []byte {
 	var b sealedBytes
 	b.text(k.ID, k.OrganizationID, string(k.Environment), string(k.Digest[:]), k.Hint, k.Name)
@@ -76,6 +79,7 @@ func (k *Key) Sealed() []byte {
 	b.time(k.RevokedAt)
 	b.text(k.RevokeReason, k.Replaces)
 	b.number(k.Revision)
+	b.tagged(tagDescription, k.Description)
 	return b
 }
 
@@ -91,8 +95,12 @@ type Organization struct {
 	UpdatedAt          time.Time
 
 	// Registered is false for an organization no one has put: it counts as active,
-	// without a parent, payments not enabled (C4). Stored rows are always registered.
+	// without a parent, payments not enabled (C4). Stored rows are registered, but for deleted ones.
 	Registered bool
+
+	// Deleted marks the row that a deleted organization leaves. Rows are never removed, so the row
+	// says what an organization that was never put counts as, and is not Registered (O2).
+	Deleted bool
 
 	Revision int64
 	Genuine  bool // as in Key; an organization that is not genuine counts as switched off
@@ -121,8 +129,18 @@ func (o *Organization) Sealed() []byte {
 	b.time(o.CreatedAt)
 	b.time(o.UpdatedAt)
 	b.number(o.Revision)
+	if o.Deleted {
+		b.tagged(tagDeleted, "1")
+	}
 	return b
 }
+
+// Tags of fields that were added to a row after its first version. A tag is never used again for
+// anything else.
+const (
+	tagDescription byte = 1 // of a key
+	tagDeleted     byte = 1 // of an organization
+)
 
 // Row kinds name the tables in seals, so that a key's seal never fits an organization.
 const (
@@ -137,6 +155,14 @@ func (b *sealedBytes) text(fields ...string) {
 	for _, f := range fields {
 		*b = binary.BigEndian.AppendUint32(*b, uint32(len(f)))
 		*b = append(*b, f...)
+	}
+}
+
+// tagged adds a field after the fixed part of a row, unless its value is empty.
+func (b *sealedBytes) tagged(tag byte, value string) {
+	if value != "" {
+		*b = append(*b, tag)
+		b.text(value)
 	}
 }
 

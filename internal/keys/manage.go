@@ -153,6 +153,9 @@ type OrganizationRequest struct {
 	PaymentsEnabled    *bool
 	CurrentEnvironment *string
 	Active             *bool
+
+	Force      bool // give a parent even to an organization that has keys (O2)
+	CreateOnly bool // reject the request when the organization is registered
 }
 
 // PutOrganization creates or replaces an organization; the change is in force on every node
@@ -163,15 +166,18 @@ func (s *Service) PutOrganization(ctx context.Context, op Operator, r Organizati
 	if err != nil {
 		return Organization{}, s.refuseOperator(ctx, op, r.ID, err)
 	}
-	if err := s.proven(); err != nil {
-		return Organization{}, err
-	}
 	commit, err := s.cfg.Store.Write(ctx, Reads{OrganizationID: o.ID}, func(ctx context.Context, tx Tx) error {
 		if err := checkParent(ctx, tx, o); err != nil {
 			return err
 		}
 		before, err := tx.Organization(ctx, o.ID)
 		if err != nil {
+			return err
+		}
+		if r.CreateOnly && before.Registered {
+			return &Error{Code: api.OrganizationExists, Detail: "This organization exists. Change it with PATCH, or replace it with PUT."}
+		}
+		if err := checkAdoption(ctx, tx, before, o, r.Force); err != nil {
 			return err
 		}
 		o.UpdatedAt, o.CreatedAt = tx.Now(), tx.Now()
@@ -292,6 +298,9 @@ func (s *Service) Organization(ctx context.Context, id string) (Organization, er
 	if !ValidOrganizationID(id) {
 		return Organization{}, notFound
 	}
+	if err := s.proven(); err != nil {
+		return Organization{}, err
+	}
 	o, err := s.cfg.Store.Organization(ctx, id)
 	if err != nil {
 		return Organization{}, undecided(err)
@@ -314,6 +323,9 @@ func (s *Service) Organizations(ctx context.Context, after string, limit int) (f
 	if after != "" && !ValidOrganizationID(after) {
 		return nil, "", Invalid("cursor", "cursor must be the next_cursor of an earlier page.")
 	}
+	if err := s.proven(); err != nil {
+		return nil, "", err
+	}
 	list, err := s.cfg.Store.Organizations(ctx, after, limit+1)
 	if err != nil {
 		return nil, "", undecided(err)
@@ -323,7 +335,7 @@ func (s *Service) Organizations(ctx context.Context, after string, limit int) (f
 		next = list[limit-1].ID
 	}
 	for _, o := range list {
-		if o.Genuine {
+		if o.Genuine && o.Registered {
 			found = append(found, o)
 		}
 	}

@@ -32,6 +32,7 @@ type modelOrganization struct {
 
 type modelKey struct {
 	id, organization, secret string
+	name                     string
 	env                      keys.Environment
 	days                     int
 	created, expires         time.Time
@@ -108,6 +109,9 @@ func (m *model) find(organization string, s keys.State) *modelKey {
 
 func (m *model) issue(rate, user, scope, request string, k *modelKey) *modelKey {
 	k.created, k.state = m.now, keys.StateActive
+	if k.name == "" {
+		k.name = "n"
+	}
 	if k.days > 0 {
 		k.expires = m.now.Add(time.Duration(k.days) * 24 * time.Hour)
 	}
@@ -176,7 +180,7 @@ func (m *model) roll(user, organization string, target *modelKey, idempotency st
 			target.expires = until
 		}
 	}
-	return "", m.issue("roll", user, scope, request, &modelKey{organization: organization, env: target.env, days: target.days}), false
+	return "", m.issue("roll", user, scope, request, &modelKey{organization: organization, env: target.env, days: target.days, name: target.name}), false
 }
 
 func (m *model) revoke(organization string, target *modelKey) api.Code {
@@ -190,7 +194,21 @@ func (m *model) revoke(organization string, target *modelKey) api.Code {
 	return ""
 }
 
-func (m *model) put(id string, o modelOrganization) api.Code {
+// accepted reports whether an organization has a key that may be accepted (O2).
+func (m *model) accepted(id string) bool {
+	return m.find(id, keys.StateActive) != nil || m.find(id, keys.StateOverlapping) != nil
+}
+
+func (m *model) children(id string) bool {
+	for _, o := range m.organizations {
+		if o.parent == id {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *model) put(id string, o modelOrganization, force bool) api.Code {
 	if o.parent == "" {
 		m.organizations[id] = &o
 		return ""
@@ -199,12 +217,52 @@ func (m *model) put(id string, o modelOrganization) api.Code {
 	if o.parent == id || parent == nil || parent.parent != "" {
 		return api.InvalidRequest
 	}
-	for _, other := range m.organizations {
-		if other.parent == id {
-			return api.InvalidRequest
-		}
+	if m.children(id) {
+		return api.InvalidRequest
+	}
+	if m.organization(id).parent != o.parent && m.accepted(id) && !force {
+		return api.OrganizationHasKeys
 	}
 	m.organizations[id] = &o
+	return ""
+}
+
+// update changes what change changes and nothing else (O2).
+func (m *model) update(id string, force bool, change func(*modelOrganization)) api.Code {
+	if m.organizations[id] == nil {
+		return api.OrganizationNotFound
+	}
+	o := *m.organizations[id]
+	change(&o)
+	return m.put(id, o, force)
+}
+
+// remove is the deletion of an organization (O2).
+func (m *model) remove(id string, deleted bool) api.Code {
+	switch {
+	case m.organizations[id] == nil && !deleted:
+		return api.OrganizationNotFound
+	case m.children(id):
+		return api.OrganizationHasAccounts
+	case m.accepted(id) && !(deleted && m.organizations[id] == nil):
+		return api.OrganizationHasKeys
+	}
+	delete(m.organizations, id)
+	return ""
+}
+
+// rename is a PATCH of a key's name (C30).
+func (m *model) rename(organization string, target *modelKey, name string) api.Code {
+	if c := m.refused(organization); c != "" {
+		return c
+	}
+	if target.organization != organization {
+		return api.KeyNotFound
+	}
+	if target.expired(m.now) || target.state != keys.StateActive && target.state != keys.StateOverlapping {
+		return api.KeyNotActive
+	}
+	target.name = name
 	return ""
 }
 
@@ -227,6 +285,7 @@ func TestModel(t *testing.T) {
 		run := 0
 		rapid.Check(t, func(rt *rapid.T) {
 			run++ // each run has organizations and users of its own in the one database
+			deleted := map[string]bool{}
 			m := &model{now: f.clock.Now(), organizations: map[string]*modelOrganization{}, taken: map[string]time.Time{}, kept: map[string]modelAnswer{}}
 			organizations := []string{fmt.Sprintf("org_%d_a", run), fmt.Sprintf("org_%d_b", run), fmt.Sprintf("org_%d_c", run)}
 			users := []string{fmt.Sprintf("u_%d_a", run), fmt.Sprintf("u_%d_b", run)}
@@ -295,13 +354,69 @@ func TestModel(t *testing.T) {
 					o := modelOrganization{payments: rapid.Bool().Draw(rt, "payments"), active: rapid.IntRange(0, 3).Draw(rt, "active") > 0,
 						current: rapid.SampledFrom([]keys.Environment{keys.Live, keys.Test}).Draw(rt, "current"),
 						parent:  rapid.SampledFrom([]string{"", "", "", organizations[0], organizations[1]}).Draw(rt, "parent")}
-					want := m.put(id, o)
-					r := keys.OrganizationRequest{ID: id, PaymentsEnabled: &o.payments, Active: &o.active, CurrentEnvironment: ptr(string(o.current))}
+					force := rapid.Bool().Draw(rt, "force")
+					want := m.put(id, o, force)
+					r := keys.OrganizationRequest{Force: force, ID: id, PaymentsEnabled: &o.payments, Active: &o.active, CurrentEnvironment: ptr(string(o.current))}
 					if o.parent != "" {
 						r.ParentID = &o.parent
 					}
 					_, err := service.PutOrganization(ctx, keys.Operator{}, r)
 					check("put", err, want)
+				},
+				"update": func(rt *rapid.T) {
+					id, force := draw.organization.Draw(rt, "organization"), rapid.Bool().Draw(rt, "force")
+					u := keys.OrganizationUpdate{ID: id, Force: force}
+					var change func(o *modelOrganization)
+					switch rapid.IntRange(0, 2).Draw(rt, "member") {
+					case 0:
+						active := rapid.Bool().Draw(rt, "active")
+						u.Active, change = &active, func(o *modelOrganization) { o.active = active }
+					case 1:
+						payments := rapid.Bool().Draw(rt, "payments")
+						u.PaymentsEnabled, change = &payments, func(o *modelOrganization) { o.payments = payments }
+					default:
+						parent := rapid.SampledFrom([]string{"", organizations[0]}).Draw(rt, "parent")
+						u.ParentID, change = &parent, func(o *modelOrganization) { o.parent = parent }
+					}
+					want := m.update(id, force, change)
+					if u.ParentID != nil && *u.ParentID == id {
+						want = api.InvalidRequest // before it is looked for
+					}
+					_, err := service.UpdateOrganization(ctx, keys.Operator{}, u)
+					check("update", err, want)
+				},
+				"delete": func(rt *rapid.T) {
+					id := draw.organization.Draw(rt, "organization")
+					want := m.remove(id, deleted[id])
+					_, err := service.DeleteOrganization(ctx, keys.Operator{}, id)
+					if check("delete", err, want) {
+						deleted[id] = true
+					}
+				},
+				"rename": func(rt *rapid.T) {
+					if len(m.keys) == 0 {
+						return // nothing to act on yet
+					}
+					o, target := draw.organization.Draw(rt, "organization"), rapid.SampledFrom(m.keys).Draw(rt, "key")
+					name := rapid.SampledFrom([]string{"one", "another", "n"}).Draw(rt, "name")
+					want := m.rename(o, target, name)
+					_, _, err := service.Update(ctx, user(users[0], o), keys.UpdateRequest{KeyID: target.id, Name: &name})
+					check("rename", err, want)
+				},
+				"revoke many": func(rt *rapid.T) {
+					o := draw.organization.Draw(rt, "organization")
+					want := 0
+					for _, k := range m.keys {
+						if k.organization == o && k.state != keys.StateRevoked {
+							k.state = keys.StateRevoked
+							want++
+						}
+					}
+					sum, err := service.RevokeMany(ctx, keys.Operator{}, keys.ManyRequest{Filter: &keys.KeyFilter{OrganizationID: &o}, Reason: "all"},
+						func(int) error { return nil }, func([]keys.ManyOne) error { return nil })
+					if check("revoke many", err, "") && (sum.Revoked != want || sum.Total != want) {
+						rt.Fatalf("revoke many: %+v, want %d", sum, want)
+					}
 				},
 				"wait": func(rt *rapid.T) {
 					d := rapid.SampledFrom([]time.Duration{time.Second, time.Minute, time.Hour, 24 * time.Hour}).Draw(rt, "time")
@@ -314,8 +429,14 @@ func TestModel(t *testing.T) {
 						if want := m.worth(k); err != nil || verdict.Reason != want {
 							rt.Fatalf("key %s: %s (%v), want %s", k.id, verdict.Reason, err, want)
 						}
+						if verdict.KeyName != k.name {
+							rt.Fatalf("key %s: named %q, want %q", k.id, verdict.KeyName, k.name)
+						}
 					}
 					for _, o := range organizations {
+						if v.Manages(o, true) && (m.organizations[o] == nil || m.refused(o) != "") {
+							rt.Fatalf("%s may manage keys by memory, and may not", o)
+						}
 						if m.refused(o) != "" {
 							continue
 						}

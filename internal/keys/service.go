@@ -32,6 +32,7 @@ type Config struct {
 	RequireRegistered bool          // refuse organizations that were never put (C4)
 	MaxExpiresInDays  int           // 0 = no maximum, and a key may never expire (C8)
 	MaxOverlap        time.Duration // 0 = 24 h; negative = a roll allows no overlap (C24)
+	RevokeBatch       int           // keys that RevokeMany revokes in one transaction; 0 = 200 (O4)
 
 	// Manages, when set, says from memory that an organization certainly may manage keys. False says nothing: the store is asked.
 	Manages func(organizationID string, registered bool) bool
@@ -102,7 +103,10 @@ func NewService(cfg Config) (*Service, error) {
 	if cfg.Reads == 0 {
 		cfg.Reads = 2
 	}
-	store := &fairStore{Store: cfg.Store, queue: fairqueue.New(cfg.Writes, maxWaitingWrites)}
+	if cfg.RevokeBatch <= 0 {
+		cfg.RevokeBatch = revokeBatch
+	}
+	store := &fairStore{Store: cfg.Store, queue: fairqueue.New(cfg.Writes, maxWaitingWrites), proven: cfg.Proven}
 	cfg.Store = store
 	return &Service{
 		cfg: cfg, store: store, reads: fairqueue.New(cfg.Reads, 0), rejections: newRejections(),

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/syncgram/keyward/internal/seal"
+	"github.com/syncgram/keyward/token"
 )
 
 // Store is what the Service needs of a database. An implementation passes the suite in
@@ -40,6 +41,13 @@ type Store interface {
 	// Keys returns an organization's keys, newest first (created_at, then id, both descending).
 	Keys(ctx context.Context, q KeyQuery) ([]UsedKey, error)
 
+	// UsedKey is Key with its last use.
+	UsedKey(ctx context.Context, id string) (UsedKey, error)
+	// KeyOfDigest returns the key with that digest, ErrNotFound when there is none.
+	KeyOfDigest(ctx context.Context, d token.Digest) (UsedKey, error)
+	// SearchKeys returns keys of any organization, newest first.
+	SearchKeys(ctx context.Context, q KeySearch) ([]UsedKey, error)
+
 	// Organization returns the row, or Unregistered(id) when there is none.
 	Organization(ctx context.Context, id string) (Organization, error)
 
@@ -71,6 +79,10 @@ type Tx interface {
 	Key(ctx context.Context, id string) (Key, error)
 	// KeysIn returns the organization's keys in one of the states, in no particular order.
 	KeysIn(ctx context.Context, organizationID string, states ...State) ([]Key, error)
+	// SearchKeys is Store.SearchKeys as the transaction sees it.
+	SearchKeys(ctx context.Context, q KeySearch) ([]Key, error)
+	// KeysByID returns those of the keys that are there, in no particular order.
+	KeysByID(ctx context.Context, ids []string) ([]Key, error)
 	// InsertKey adds a row. ErrTaken when the id, the digest or the organization's one active
 	// (or overlapping) place is held by another row (P3).
 	InsertKey(ctx context.Context, k Key) error
@@ -104,6 +116,20 @@ type KeyQuery struct {
 	Environment    Environment // empty = both
 	Before         *Position   // only keys after this one in the order; nil = from the newest
 	Limit          int         // 0 = all
+}
+
+// KeySearch selects keys of any organization; an empty field selects all.
+type KeySearch struct {
+	OrganizationID string
+	CreatedBy      string
+	Hint           string
+	Environment    Environment
+	CreatedBefore  time.Time
+	States         []State
+	NotExpiredAt   time.Time // keys that do not expire, or later than this
+	ExpiredAt      time.Time // keys that expire at this time or earlier, or are in StateExpired
+	After          *Position // only keys after this one in the order newest first
+	Limit          int
 }
 
 // Position is a place in the order newest first.

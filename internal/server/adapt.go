@@ -152,7 +152,7 @@ func (s *Server) match(l *listener, x *exchange) (answered bool, err error) {
 	switch {
 	case resource != nil:
 	case options && x.r.URL.Path == "*":
-		x.Header().Set("Allow", "GET, HEAD, OPTIONS, POST, PUT")
+		x.Header().Set("Allow", "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT")
 		x.WriteHeader(http.StatusNoContent)
 		return true, nil
 	default:

@@ -420,7 +420,10 @@ func (l *lockedBuffer) String() string {
 type operationsOf struct{ store *sqlstore.Store }
 
 func (o operationsOf) Audit(ctx context.Context, q AuditQuery) ([]keys.AuditEntry, error) {
-	return o.store.Audit(ctx, q.After, q.Limit, sqlstore.AuditFilter{OrganizationID: q.OrganizationID, TargetID: q.TargetID})
+	return o.store.Audit(ctx, q.After, q.Limit, sqlstore.AuditFilter{
+		OrganizationID: q.OrganizationID, TargetID: q.TargetID, Actor: q.Actor, Action: keys.Action(q.Action),
+		Outcome: q.Outcome, Since: q.Since, Until: q.Until,
+	})
 }
 
 func (o operationsOf) VerifyAudit(ctx context.Context) (keys.AuditReport, error) {

@@ -20,7 +20,8 @@ import (
 const maxBody = 16 << 10
 
 // field is a member that a body may have and where its value goes: a *string, which stays empty when
-// the member is absent or null, or a **string, **int64 or **bool, which then stay nil.
+// the member is absent or null, or a **string, **int64 or **bool, which then stay nil; see also
+// nullable, nested and texts.
 type field struct {
 	name string
 	into any
@@ -109,11 +110,23 @@ func contentType(h http.Header, want, detail string) error {
 
 // parseObject reads one flat JSON object (RFC 8259) into the fields, in a single pass and more
 // strictly than encoding/json does, which matches names in any case, lets the last duplicate win and repairs
-// broken Unicode. Every body of the contract is flat, so a nested value is a wrong type and is never
-// entered: depth costs nothing. The first fault is the one reported.
+// broken Unicode. Every body of the contract is flat, but for one member of one (see nested), so any other nested
+// value is a wrong type and is never entered: depth costs nothing. The first fault is the one reported.
 func parseObject(b []byte, fields []field) error {
 	p := parser{b: b}
 	p.space()
+	if err := p.object(fields); err != nil {
+		return err
+	}
+	p.space()
+	if p.i != len(p.b) {
+		return keys.Invalid("", "Something follows the JSON object in the body.")
+	}
+	return nil
+}
+
+// object reads an object into the fields.
+func (p *parser) object(fields []field) error {
 	if !p.take('{') {
 		return malformed()
 	}
@@ -150,10 +163,6 @@ func parseObject(b []byte, fields []field) error {
 			return err
 		}
 		p.space()
-	}
-	p.space()
-	if p.i != len(p.b) {
-		return keys.Invalid("", "Something follows the JSON object in the body.")
 	}
 	return nil
 }
@@ -218,6 +227,9 @@ func (p *parser) word(w string) bool {
 
 // value reads the value of f.
 func (p *parser) value(f field) error {
+	if into, ok := f.into.(*nullable); ok {
+		return p.nullable(f.name, into)
+	}
 	if p.word("null") {
 		return nil
 	}
@@ -246,6 +258,10 @@ func (p *parser) value(f field) error {
 			return keys.Invalid(f.name, f.name+" must be true or false.")
 		}
 		*into = &v
+	case *nested:
+		return p.nested(f.name, into)
+	case *texts:
+		return p.texts(f.name, into)
 	}
 	return nil
 }

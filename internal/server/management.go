@@ -37,12 +37,12 @@ func readCreate(x *exchange) (keys.CreateRequest, error) {
 	var b api.CreateKey
 	err := x.readJSON(false,
 		field{"key_name", &b.KeyName}, field{"expires_in_days", &b.ExpiresInDays},
-		field{"idempotency_key", &b.IdempotencyKey}, field{"env", &b.Env})
+		field{"idempotency_key", &b.IdempotencyKey}, field{"env", &b.Env}, field{"description", &b.Description})
 	if err != nil {
 		return keys.CreateRequest{}, err
 	}
 	key, err := idempotencyKey(x.r.Header, b.IdempotencyKey)
-	return keys.CreateRequest{Name: b.KeyName, ExpiresInDays: b.ExpiresInDays, Environment: b.Env, IdempotencyKey: key}, err
+	return keys.CreateRequest{Name: b.KeyName, Description: b.Description, ExpiresInDays: b.ExpiresInDays, Environment: b.Env, IdempotencyKey: key}, err
 }
 
 func (s *Server) create(ctx context.Context, c keys.Call, r keys.CreateRequest) (answer, error) {
@@ -52,14 +52,16 @@ func (s *Server) create(ctx context.Context, c keys.Call, r keys.CreateRequest) 
 
 func readRoll(x *exchange) (keys.RollRequest, error) {
 	var b api.RollKey
+	var description nullable
 	err := x.readJSON(true,
 		field{"overlap_seconds", &b.OverlapSeconds}, field{"key_name", &b.KeyName},
-		field{"expires_in_days", &b.ExpiresInDays}, field{"idempotency_key", &b.IdempotencyKey})
+		field{"expires_in_days", &b.ExpiresInDays}, field{"idempotency_key", &b.IdempotencyKey},
+		field{"description", &description})
 	if err != nil {
 		return keys.RollRequest{}, err
 	}
 	key, err := idempotencyKey(x.r.Header, b.IdempotencyKey)
-	return keys.RollRequest{KeyID: x.segment, OverlapSeconds: b.OverlapSeconds, Name: b.KeyName, ExpiresInDays: b.ExpiresInDays, IdempotencyKey: key}, err
+	return keys.RollRequest{KeyID: x.segment, OverlapSeconds: b.OverlapSeconds, Name: b.KeyName, Description: description.pointer(), ExpiresInDays: b.ExpiresInDays, IdempotencyKey: key}, err
 }
 
 func (s *Server) roll(ctx context.Context, c keys.Call, r keys.RollRequest) (answer, error) {

@@ -16,6 +16,7 @@ import (
 	"github.com/syncgram/keyward/api"
 	"github.com/syncgram/keyward/internal/identity"
 	"github.com/syncgram/keyward/internal/keys"
+	"github.com/syncgram/keyward/internal/sqlstore"
 )
 
 // C1: who is not a signed-in user is not let in, and is told so in one way.
@@ -890,10 +891,7 @@ func TestRefusalsAreAudited(t *testing.T) {
 		r.header.Set("X-Request-Id", "audited-"+string(rune('0'+i)))
 		f.do(r)
 	}
-	entries, err := f.store.Audit(t.Context(), 0, 100, struct {
-		OrganizationID, TargetID, Actor string
-		Action                          keys.Action
-	}{})
+	entries, err := f.store.Audit(t.Context(), 0, 100, sqlstore.AuditFilter{})
 	if err != nil {
 		t.Fatal(err)
 	}

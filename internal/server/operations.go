@@ -59,7 +59,7 @@ func readAudit(x *exchange) (AuditQuery, error) {
 			*into = *v
 		}
 	}
-	return q, nil
+	return q, x.readAuditFilter(&q)
 }
 
 func (s *Server) listAudit(ctx context.Context, _ keys.Call, q AuditQuery) (answer, error) {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 
@@ -17,11 +18,14 @@ func readOrganization(x *exchange) (keys.OrganizationRequest, error) {
 	var b api.PutOrganization
 	err := x.readJSON(false,
 		field{"name", &b.Name}, field{"parent_organization_id", &b.ParentOrganizationID},
-		field{"payments_enabled", &b.PaymentsEnabled}, field{"current_env", &b.CurrentEnv}, field{"is_active", &b.IsActive})
+		field{"payments_enabled", &b.PaymentsEnabled}, field{"current_env", &b.CurrentEnv}, field{"is_active", &b.IsActive},
+		field{"force", &b.Force})
+	only, conditionErr := createOnly(x.r.Header)
 	return keys.OrganizationRequest{
+		Force: b.Force != nil && *b.Force, CreateOnly: only,
 		ID: x.segment, Name: b.Name, ParentID: b.ParentOrganizationID,
 		PaymentsEnabled: b.PaymentsEnabled, CurrentEnvironment: b.CurrentEnv, Active: b.IsActive,
-	}, err
+	}, cmp.Or(err, conditionErr)
 }
 
 func (s *Server) putOrganization(ctx context.Context, c keys.Call, r keys.OrganizationRequest) (answer, error) {

@@ -67,6 +67,8 @@ func (s *Server) routes() []route {
 	return []route{
 		{listener: public, method: "POST", pattern: keysPath, auth: userToken, action: keys.ActCreate, endpoint: handle(s, readCreate, s.create)},
 		{listener: public, method: "GET", pattern: keysPath, auth: userToken, action: keys.ActList, query: []string{"env", "limit", "cursor"}, endpoint: s.list},
+		{listener: public, method: "GET", pattern: keysPath + "/{api_key_id}", auth: userToken, action: keys.ActGet, endpoint: handle(s, readKeyID, s.getKey)},
+		{listener: public, method: "PATCH", pattern: keysPath + "/{api_key_id}", auth: userToken, action: keys.ActUpdate, endpoint: handle(s, readUpdate, s.updateKey)},
 		{listener: public, method: "POST", pattern: keysPath + "/{api_key_id}/revoke", auth: userToken, action: keys.ActRevoke, endpoint: handle(s, readRevoke, s.revoke)},
 		{listener: public, method: "POST", pattern: keysPath + "/{api_key_id}/roll", auth: userToken, action: keys.ActRoll, endpoint: handle(s, readRoll, s.roll)},
 
@@ -91,8 +93,16 @@ func (s *Server) routes() []route {
 		{listener: admin, method: "GET", pattern: "/v1/organizations", auth: bearer, scope: access.Read, query: []string{"limit", "cursor"}, endpoint: handle(s, readPage, s.listOrganizations)},
 		{listener: admin, method: "GET", pattern: "/v1/organizations/{id}", auth: bearer, scope: access.Read, query: anyQuery, endpoint: handle(s, readOrganizationID, s.getOrganization)},
 		{listener: admin, method: "PUT", pattern: "/v1/organizations/{id}", auth: bearer, scope: access.Operate, endpoint: handle(s, readOrganization, s.putOrganization)},
+		{listener: admin, method: "PATCH", pattern: "/v1/organizations/{id}", auth: bearer, scope: access.Operate, endpoint: handle(s, readOrganizationUpdate, s.updateOrganization)},
+		{listener: admin, method: "DELETE", pattern: "/v1/organizations/{id}", auth: bearer, scope: access.Operate, endpoint: handle(s, readOrganizationID, s.deleteOrganization)},
 
-		{listener: admin, method: "GET", pattern: "/v1/audit", auth: bearer, scope: access.Read, query: []string{"after", "limit", "organization_id", "target_id"}, endpoint: handle(s, readAudit, s.listAudit)},
+		{listener: admin, method: "GET", pattern: "/v1/keys", auth: bearer, scope: access.Read, query: keyFilter, endpoint: handle(s, readKeySearch, s.searchKeys)},
+		{listener: admin, method: "GET", pattern: "/v1/keys/{api_key_id}", auth: bearer, scope: access.Read, endpoint: handle(s, readKeyID, s.showKey)},
+		{listener: admin, method: "POST", pattern: "/v1/keys/lookup", auth: bearer, scope: access.Operate, endpoint: handle(s, readSecret, s.lookUpKey)}, // O5 gives read GET routes alone
+		{listener: admin, method: "POST", pattern: "/v1/keys/{api_key_id}/revoke", auth: bearer, scope: access.Operate, endpoint: handle(s, readRevoke, s.revokeAny)},
+		{listener: admin, method: "POST", pattern: "/v1/keys/revoke", auth: bearer, scope: access.Operate, endpoint: s.long(s.revokeMany)},
+
+		{listener: admin, method: "GET", pattern: "/v1/audit", auth: bearer, scope: access.Read, query: auditFilter, endpoint: handle(s, readAudit, s.listAudit)},
 		{listener: admin, method: "POST", pattern: "/v1/audit/verify", auth: bearer, scope: access.Operate, query: anyQuery, endpoint: s.long(handle(s, readNothing, s.verifyAudit))},
 		{listener: admin, method: "POST", pattern: "/v1/master-key/rotate", auth: bearer, scope: access.Operate, query: anyQuery, endpoint: s.long(handle(s, readNothing, s.rotate))},
 		{listener: admin, method: "POST", pattern: "/v1/backup", auth: bearer, scope: access.Operate, query: anyQuery, endpoint: s.long(s.backup)},

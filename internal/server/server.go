@@ -100,11 +100,13 @@ type Responder interface {
 	Answer(ctx context.Context, asked api.ProbeQuestion) (api.ProbeAnswer, error)
 }
 
-// AuditQuery selects audit entries; an empty id selects all.
+// AuditQuery selects audit entries (O6); an empty field selects all.
 type AuditQuery struct {
 	After                    int64
 	Limit                    int
 	OrganizationID, TargetID string
+	Actor, Action, Outcome   string
+	Since, Until             time.Time
 }
 
 // Server holds the handlers of the three listeners. It is safe for concurrent use.

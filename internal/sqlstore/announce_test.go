@@ -59,6 +59,7 @@ func TestP1AnnouncementsHoldTheChanges(t *testing.T) {
 	heard := listening(t, f.Store)
 	key := keystest.NewKey("org_a", keys.StateActive)
 	key.Name = "ключ <&> \u2028"
+	key.Description = "line\nключ <&>"
 	successor := keystest.NewKey("org_a", keys.StateActive)
 	long := keystest.NewKey("org_long", keys.StateActive)
 	long.Name = strings.Repeat("\U0001F511", 2000)
@@ -81,6 +82,9 @@ func TestP1AnnouncementsHoldTheChanges(t *testing.T) {
 		}},
 		{name: "organization", write: func(ctx context.Context, tx keys.Tx) error {
 			return keystest.Put(ctx, tx, keys.Organization{ID: "org_a", Name: "A", Active: true, CurrentEnvironment: keys.Test})
+		}},
+		{name: "deleted organization", write: func(ctx context.Context, tx keys.Tx) error {
+			return keystest.Put(ctx, tx, keys.Organization{ID: "org_a", Active: true, CurrentEnvironment: keys.Test, Deleted: true})
 		}},
 		{name: "nothing", write: func(context.Context, keys.Tx) error { return nil }},
 		{name: "too long", bare: true, write: func(ctx context.Context, tx keys.Tx) error { return keystest.Insert(ctx, tx, long) }},

@@ -10,14 +10,6 @@ import (
 	"github.com/syncgram/keyward/internal/seal"
 )
 
-// AuditFilter selects audit entries; an empty field selects all.
-type AuditFilter struct {
-	OrganizationID string
-	TargetID       string
-	Actor          string
-	Action         keys.Action
-}
-
 // mostFindings is how many faults a report lists.
 const mostFindings = 100
 
@@ -36,22 +28,6 @@ func scanEntry(row scanner, more ...any) (e keys.AuditEntry, ok bool, err error)
 	e.At = keys.FromMicros(at)
 	copy(e.Hash[:], hash)
 	return e, len(hash) == len(e.Hash), nil
-}
-
-// Audit returns up to limit entries with a sequence greater than after, in order.
-func (s *Store) Audit(ctx context.Context, after int64, limit int, f AuditFilter) ([]keys.AuditEntry, error) {
-	ctx, cancel := s.bound(ctx)
-	defer cancel()
-	var found []keys.AuditEntry
-	rows, err := s.reader.QueryContext(ctx, selectEntries, after, f.OrganizationID, f.TargetID, f.Actor, string(f.Action), int64(limit))
-	err = each(rows, err, func(rows *sql.Rows) error {
-		e, _, err := scanEntry(rows)
-		if err == nil {
-			found = append(found, e)
-		}
-		return err
-	})
-	return found, err
 }
 
 // VerifyAudit checks the whole log: that no entry is missing, that each matches its hash and each

@@ -44,7 +44,7 @@ func (d digestColumn) Scan(value any) error {
 func scanKey(row scanner, more ...any) (r keyRow, err error) {
 	var created, expires, revoked int64
 	dest := []any{&r.ID, &r.OrganizationID, &r.Environment, digestColumn{&r}, &r.Hint, &r.Name, &created, &r.CreatedBy,
-		&r.ExpiresInDays, &expires, &r.State, &revoked, &r.RevokeReason, &r.Replaces, &r.Revision, &r.seal.KeyID, &r.seal.MAC}
+		&r.ExpiresInDays, &expires, &r.State, &revoked, &r.RevokeReason, &r.Replaces, &r.Revision, &r.seal.KeyID, &r.seal.MAC, &r.Description}
 	if err := row.Scan(append(dest, more...)...); err != nil {
 		return keyRow{}, err
 	}
@@ -87,16 +87,17 @@ type organizationRow struct {
 
 // scanOrganization reads organizationColumns, then more.
 func scanOrganization(row scanner, more ...any) (r organizationRow, err error) {
-	var payments, active, created, updated int64
+	var payments, active, created, updated, deleted int64
 	dest := []any{&r.ID, &r.Name, &r.ParentID, &payments, &r.CurrentEnvironment, &active, &created, &updated,
-		&r.Revision, &r.seal.KeyID, &r.seal.MAC}
+		&r.Revision, &r.seal.KeyID, &r.seal.MAC, &deleted}
 	if err := row.Scan(append(dest, more...)...); err != nil {
 		return organizationRow{}, err
 	}
-	r.mangled = payments&^1 != 0 || active&^1 != 0
+	r.mangled = payments&^1 != 0 || active&^1 != 0 || deleted&^1 != 0
 	r.PaymentsEnabled, r.Active = payments == 1, active == 1
 	r.CreatedAt, r.UpdatedAt = keys.FromMicros(created), keys.FromMicros(updated)
-	r.Registered = true
+	r.Deleted = deleted == 1
+	r.Registered = !r.Deleted
 	return r, nil
 }
 
@@ -109,7 +110,7 @@ func (s *Store) organizationFromRow(r *organizationRow, latest bool) (keys.Organ
 	}
 	r.Genuine = err == nil
 	if err != nil {
-		r.Active = false
+		r.Active, r.Registered = false, true // a forged deletion is not taken for one
 		s.tampered("organizations", r.ID, r.Revision, err)
 	}
 	return r.Organization, nil
@@ -125,12 +126,12 @@ func (s *Store) removedOrganization(id string, latest int64) keys.Organization {
 func keyArguments(k *keys.Key, sl seal.Seal) []any {
 	return []any{k.ID, k.OrganizationID, string(k.Environment), k.Digest[:], k.Hint, k.Name, keys.Micros(k.CreatedAt),
 		k.CreatedBy, int64(k.ExpiresInDays), keys.Micros(k.ExpiresAt), string(k.State), keys.Micros(k.RevokedAt),
-		k.RevokeReason, k.Replaces, k.Revision, sl.KeyID, sl.MAC}
+		k.RevokeReason, k.Replaces, k.Revision, sl.KeyID, sl.MAC, k.Description}
 }
 
 func organizationArguments(o *keys.Organization, sl seal.Seal) []any {
 	return []any{o.ID, o.Name, o.ParentID, number(o.PaymentsEnabled), string(o.CurrentEnvironment), number(o.Active),
-		keys.Micros(o.CreatedAt), keys.Micros(o.UpdatedAt), o.Revision, sl.KeyID, sl.MAC}
+		keys.Micros(o.CreatedAt), keys.Micros(o.UpdatedAt), o.Revision, sl.KeyID, sl.MAC, number(o.Deleted)}
 }
 
 func number(flag bool) int64 {

@@ -58,7 +58,7 @@ const (
 const (
 	keyColumns = `k.id, k.organization_id, k.environment, k.digest, k.hint, k.name, k.created_at, k.created_by,
 		k.expires_in_days, k.expires_at, k.state, k.revoked_at, k.revoke_reason, k.replaces, k.revision,
-		k.seal_key_id, k.seal`
+		k.seal_key_id, k.seal, k.description`
 	latestOfKey = `(SELECT coalesce(max(a.revision), 0) FROM audit a
 		WHERE a.target_id = k.id AND a.revision <= $1 AND a.action <> 'organization.put')`
 	selectKey = `SELECT ` + keyColumns + `, ` + latestOfKey + ` FROM keys k `
@@ -74,13 +74,13 @@ const (
 		ORDER BY k.created_at DESC, k.id DESC LIMIT $6`
 
 	insertKey = `INSERT INTO keys (id, organization_id, environment, digest, hint, name, created_at, created_by,
-			expires_in_days, expires_at, state, revoked_at, revoke_reason, replaces, revision, seal_key_id, seal)
-		VALUES ($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+			expires_in_days, expires_at, state, revoked_at, revoke_reason, replaces, revision, seal_key_id, seal, description)
+		VALUES ($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
 		RETURNING (SELECT coalesce(max(a.revision), 0) FROM audit a
 			WHERE a.target_id = $2 AND a.revision <= $1 AND a.action <> 'organization.put')`
 	updateKey = `UPDATE keys SET organization_id = $3, environment = $4, digest = $5, hint = $6, name = $7,
 			created_at = $8, created_by = $9, expires_in_days = $10, expires_at = $11, state = $12, revoked_at = $13,
-			revoke_reason = $14, replaces = $15, revision = $16, seal_key_id = $17, seal = $18
+			revoke_reason = $14, replaces = $15, revision = $16, seal_key_id = $17, seal = $18, description = $19
 		WHERE id = $2
 		RETURNING (SELECT coalesce(max(a.revision), 0) FROM audit a
 			WHERE a.target_id = $2 AND a.revision <= $1 AND a.action <> 'organization.put')`
@@ -92,7 +92,7 @@ const (
 
 const (
 	organizationColumns = `o.id, o.name, o.parent_organization_id, o.payments_enabled, o.current_environment, o.active,
-		o.created_at, o.updated_at, o.revision, o.seal_key_id, o.seal`
+		o.created_at, o.updated_at, o.revision, o.seal_key_id, o.seal, o.deleted`
 	latestOfOrganization = `(SELECT coalesce(max(a.revision), 0) FROM audit a
 		WHERE a.target_id = o.id AND a.revision <= $1 AND a.action = 'organization.put')`
 	selectOrganization = `SELECT ` + organizationColumns + `, ` + latestOfOrganization + ` FROM organizations o `
@@ -101,19 +101,20 @@ const (
 	organizationByID = `SELECT o.id, coalesce(r.name, ''), coalesce(r.parent_organization_id, ''),
 			coalesce(r.payments_enabled, 0), coalesce(r.current_environment, ''), coalesce(r.active, 0),
 			coalesce(r.created_at, 0), coalesce(r.updated_at, 0), coalesce(r.revision, 0),
-			coalesce(r.seal_key_id, ''), r.seal, ` + latestOfOrganization + `
+			coalesce(r.seal_key_id, ''), r.seal, coalesce(r.deleted, 0), ` + latestOfOrganization + `
 		FROM (SELECT CAST($2 AS TEXT) AS id) o LEFT JOIN organizations r ON r.id = o.id`
 	organizationsFrom    = selectOrganization + `WHERE o.id > $2 ORDER BY o.id LIMIT $3`
 	organizationsAfter   = selectOrganization + `WHERE o.revision > $2 ORDER BY o.revision LIMIT $3`
 	organizationsOfWrite = selectOrganization + `WHERE o.revision = $2`
 
 	putOrganization = `INSERT INTO organizations (id, name, parent_organization_id, payments_enabled,
-			current_environment, active, created_at, updated_at, revision, seal_key_id, seal)
-		VALUES ($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+			current_environment, active, created_at, updated_at, revision, seal_key_id, seal, deleted)
+		VALUES ($2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
 		ON CONFLICT (id) DO UPDATE SET name = excluded.name, parent_organization_id = excluded.parent_organization_id,
 			payments_enabled = excluded.payments_enabled, current_environment = excluded.current_environment,
 			active = excluded.active, created_at = excluded.created_at, updated_at = excluded.updated_at,
-			revision = excluded.revision, seal_key_id = excluded.seal_key_id, seal = excluded.seal
+			revision = excluded.revision, seal_key_id = excluded.seal_key_id, seal = excluded.seal,
+			deleted = excluded.deleted
 		RETURNING (SELECT coalesce(max(a.revision), 0) FROM audit a
 			WHERE a.target_id = $2 AND a.revision <= $1 AND a.action = 'organization.put')`
 	countChildren = `SELECT count(*) FROM (SELECT 1 FROM organizations WHERE parent_organization_id = $1 LIMIT 1) c`
@@ -205,10 +206,6 @@ const (
 		request_id, revision, hash`
 	insertEntry = `INSERT INTO audit (` + entryColumns + `, seal_key_id, seal)
 		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)`
-	selectEntries = `SELECT ` + entryColumns + ` FROM audit
-		WHERE sequence > $1 AND ($2 = '' OR organization_id = $2) AND ($3 = '' OR target_id = $3)
-			AND ($4 = '' OR actor = $4) AND ($5 = '' OR action = $5)
-		ORDER BY sequence LIMIT $6`
 	everyEntry = `SELECT ` + entryColumns + `, seal_key_id, seal FROM audit ORDER BY sequence`
 )
 

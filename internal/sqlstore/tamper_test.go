@@ -120,6 +120,7 @@ func TestP5EachEditedColumnOfAKeyShows(t *testing.T) {
 		{"the time of revocation", `UPDATE keys SET revoked_at = 5 WHERE id = $1`, nil, nil},
 		{"the reason", `UPDATE keys SET revoke_reason = 'x' WHERE id = $1`, nil, nil},
 		{"a changed name", `UPDATE keys SET name = 'other' WHERE id = $1`, nil, nil},
+		{"a description that was none", `UPDATE keys SET description = 'x' WHERE id = $1`, nil, nil},
 		{"the hint", `UPDATE keys SET hint = 'abcd' WHERE id = $1`, nil, nil},
 		{"the time of creation", `UPDATE keys SET created_at = created_at - 1 WHERE id = $1`, nil, nil},
 		{"the creator", `UPDATE keys SET created_by = 'other' WHERE id = $1`, nil, nil},
@@ -230,7 +231,7 @@ func TestP5EachEditedColumnOfAnOrganizationShows(t *testing.T) {
 		copyTable(t, f, "organizations")
 		for _, edit := range []string{
 			`name = 'other'`, `parent_organization_id = 'org'`, `payments_enabled = 1`, `payments_enabled = 2`, `current_environment = 'live'`,
-			`active = 1`, `active = 7`, `created_at = 5`, `updated_at = 5`, `revision = revision + 1`,
+			`active = 1`, `active = 7`, `deleted = 1`, `deleted = 2`, `created_at = 5`, `updated_at = 5`, `revision = revision + 1`,
 			`seal = (SELECT o.seal FROM organizations o WHERE o.id = 'org')`,
 		} {
 			t.Run(edit, func(t *testing.T) {

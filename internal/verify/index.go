@@ -253,6 +253,8 @@ func (ix *index) put(k *keys.Key, id idHandle, published bool) {
 		e.id, e.name, e.organization = ix.texts.add(k.ID), ix.texts.add(k.Name), ix.texts.add(k.OrganizationID)
 		e.slot = ix.uses.add(e.id)
 		ix.keyCount.Add(1)
+	} else if ix.texts.get(e.name) != k.Name { // renamed (C30)
+		e.name = ix.texts.add(k.Name)
 	}
 	ix.byID[id] = binary.BigEndian.Uint64(k.Digest[:])
 	ix.set.move(rowName{keys.KindKey, k.ID}, e.revision, k.Revision)

@@ -104,7 +104,7 @@ func (os *owners) apply(row *keys.Organization, published bool) (c conflict, fre
 	os.set.move(name, os.revisions[o], row.Revision)
 	os.revisions[o] = row.Revision
 	os.store(o, os.stateOf(row, published))
-	return noConflict, fresh
+	return noConflict, fresh && !row.Deleted
 }
 
 // refuse counts an organization as switched off until an authentic row of it comes.
@@ -117,6 +117,9 @@ func (os *owners) refuse(id string, published bool) (fresh bool) {
 
 func (os *owners) stateOf(row *keys.Organization, published bool) ownerState {
 	s := ownerRegistered
+	if row.Deleted {
+		s = 0 // it counts as one that was never put (O2)
+	}
 	if row.Active {
 		s |= ownerActive
 	}

@@ -36,6 +36,33 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/auth/api-keys/{api_key_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get an API key
+         * @description One key of your organization, in either environment, as the list shows it. The `Location` of a
+         *     create or a roll is its address.
+         */
+        get: operations["getKey"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        /**
+         * Change an API key
+         * @description Changes the members given and no other: the name, the description, or both. Verification reports
+         *     the name, so the change is in force on every node when this has answered `200`. A revoked or expired
+         *     key cannot be changed. Repeating it is safe.
+         */
+        patch: operations["updateKey"];
+        trace?: never;
+    };
     "/api/v1/auth/api-keys/{api_key_id}/revoke": {
         parameters: {
             query?: never;
@@ -448,12 +475,138 @@ export interface paths {
         get: operations["getOrganization"];
         /**
          * Create or replace an organization
-         * @description Sets the whole state of an organization; a member left out takes its default. Repeating it changes nothing. When this has
+         * @description Sets the whole state of an organization; a member left out takes its default. To change single members, `PATCH` it. With
+         *     `If-None-Match: *` it creates an organization and never replaces one. Repeating it changes nothing. When this has
          *     answered `200`, verification everywhere acts on it: switch `is_active` off and the organization's keys are refused from
          *     then on, switch it on and they work again.
          */
         put: operations["putOrganization"];
         post?: never;
+        /**
+         * Delete an organization
+         * @description Makes it an organization that was never put: it is listed no more, and its users can create test keys again where
+         *     organizations need not be registered. It must have no key that is accepted and no connected accounts. To keep its users from
+         *     creating keys, switch it off instead. Putting it again brings it back. Repeating it is safe.
+         */
+        delete: operations["deleteOrganization"];
+        options?: never;
+        head?: never;
+        /**
+         * Change an organization
+         * @description Changes the members given and no other, so that renaming an organization does not switch it on. A `name` or a
+         *     `parent_organization_id` of `null` is removed. When this has answered `200`, verification everywhere acts on it.
+         *
+         *     The key of a parent acts for its connected accounts. So a parent is given to an organization that has a key of its own only
+         *     with `force`.
+         */
+        patch: operations["updateOrganization"];
+        trace?: never;
+    };
+    "/v1/keys": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Find API keys
+         * @description Keys of any organization, newest first. All conditions given must hold. No secret is ever among them, nor more of one than
+         *     the `hint`: to find the key of a secret, look it up.
+         */
+        get: operations["searchKeys"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/keys/{api_key_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get any API key
+         * @description One key of any organization.
+         */
+        get: operations["showKey"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/keys/lookup": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Find the API key of a secret
+         * @description Tells which key a secret belongs to, whatever its state. It counts as no use of the key, and the secret is neither logged nor
+         *     answered. A secret that no key has is `404`.
+         */
+        post: operations["lookUpKey"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/keys/{api_key_id}/revoke": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Revoke any API key
+         * @description Ends a key of any organization at once and for good. When this has answered `200`, no verification that begins afterwards accepts
+         *     its secret. Repeating it is safe; the first time of revocation stays.
+         */
+        post: operations["revokeAnyKey"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/keys/revoke": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Revoke many API keys
+         * @description Revokes the keys that a filter matches, or those named, in batches. The answer is one JSON object a line: first how many keys there
+         *     are, then a line for each key, last how it ended. When a line says of a key that it is revoked, no verification that begins afterwards
+         *     accepts its secret. After `done`, no key that the filter matches is left, those included that were created meanwhile.
+         *
+         *     The status is `200` from the first line on. What fails later is said by the last line, `failed`; without a last line the outcome is
+         *     not known. Then send the request again: keys that are revoked are passed over and have one audit entry. When the client
+         *     hangs up, the batch that has begun is the last.
+         *
+         *     `dry_run` revokes nothing, counts the keys, and names the first 20.
+         */
+        post: operations["revokeKeys"];
         delete?: never;
         options?: never;
         head?: never;
@@ -688,6 +841,8 @@ export interface components {
              * @enum {string|null}
              */
             env?: "live" | "test" | null;
+            /** @description What the key is for. At most 1000 characters, no control characters but line breaks, and no secret. Empty or `null`, there is none. */
+            description?: string | null;
         };
         RollKey: {
             /**
@@ -705,6 +860,14 @@ export interface components {
             expires_in_days?: number | null;
             /** @description As for create. */
             idempotency_key?: string | null;
+            /** @description The successor's description. Left out, the old key's. At most 1000 characters, no control characters but line breaks, and no secret. Empty or `null`, there is none. */
+            description?: string | null;
+        };
+        UpdateKey: {
+            /** @description The new name. The same rules as for create. */
+            key_name?: string;
+            /** @description The new description. At most 1000 characters, no control characters but line breaks, and no secret. Empty or `null`, there is none. */
+            description?: string | null;
         };
         RevokeKey: {
             /** @description Why, for the audit log. No control characters, and no secret. */
@@ -768,6 +931,8 @@ export interface components {
             revoked_at: components["schemas"]["Time"] | null;
             /** @description The user who created it. */
             created_by: string;
+            /** @description What the key is for, or null. */
+            description: string | null;
         };
         RevokedKey: {
             /**
@@ -886,6 +1051,153 @@ export interface components {
              * @default true
              */
             is_active?: boolean | null;
+            /**
+             * @description Give a parent even to an organization that has a key that is accepted. The parent's key acts for it from then on.
+             * @default false
+             */
+            force?: boolean | null;
+        };
+        UpdateOrganization: {
+            /** @description A name for people; `null` removes it. */
+            name?: string | null;
+            /** @description The organization it is a connected account of; `null` makes it one of its own. */
+            parent_organization_id?: components["schemas"]["OrganizationId"] | null;
+            /** @description Whether it may take payments, and so have live keys. */
+            payments_enabled?: boolean | null;
+            /**
+             * @description The environment its people work in.
+             * @enum {string}
+             */
+            current_env?: "live" | "test";
+            /** @description Whether its keys are accepted at all. */
+            is_active?: boolean | null;
+            /**
+             * @description Give a parent even to an organization that has a key that is accepted. The parent's key acts for it from then on.
+             * @default false
+             */
+            force?: boolean | null;
+        };
+        DeletedOrganization: {
+            /**
+             * @description Always "deleted".
+             * @constant
+             */
+            status: "deleted";
+            /** @description Its id. */
+            organization_id: components["schemas"]["OrganizationId"];
+        };
+        OperatorKey: {
+            /** @description The id of the key. */
+            api_key_id: components["schemas"]["KeyId"];
+            /** @description The name given. */
+            key_name: string;
+            /** @description Whether the secret is accepted at this moment, which it is while `status` is active or overlapping. */
+            is_active: boolean;
+            /** @description When the key was created. */
+            created_at: components["schemas"]["Time"];
+            /** @description When the secret was last accepted, at most a minute behind; null when it never was. */
+            last_used_at: components["schemas"]["Time"] | null;
+            /** @description When it expires, or null when it does not. */
+            expires_at: components["schemas"]["Time"] | null;
+            /** @description The environment it is for. */
+            env: components["schemas"]["Environment"];
+            /** @description The last four characters of the secret. */
+            hint: components["schemas"]["Hint"];
+            /**
+             * @description Overlapping is a rolled key whose time is not yet up.
+             * @enum {string}
+             */
+            status: "active" | "overlapping" | "expired" | "revoked";
+            /** @description When it was revoked, or null. */
+            revoked_at: components["schemas"]["Time"] | null;
+            /** @description The user who created it. */
+            created_by: string;
+            /** @description What the key is for, or null. */
+            description: string | null;
+            /** @description The organization that owns it. */
+            organization_id: components["schemas"]["OrganizationId"];
+        };
+        OperatorKeyList: {
+            /** @description The keys, newest first. */
+            keys: components["schemas"]["OperatorKey"][];
+            /** @description Whether there are more. */
+            has_more: boolean;
+            /** @description The `cursor` of the next page, or null. */
+            next_cursor: string | null;
+            /** @description How many rows of this page were not written by Keyward. They are nobody's keys, and the server's log names them. */
+            left_out: number;
+        };
+        LookUpKey: {
+            /** @description The secret, as it is. */
+            key: string;
+        };
+        KeyFilter: {
+            /** @description Only keys of this organization. */
+            organization_id?: string | null;
+            /** @description Only keys that this user created. */
+            created_by?: string | null;
+            /** @description Only keys whose secret ends with these four characters. */
+            hint?: string | null;
+            /**
+             * @description Only keys in this state, at this moment.
+             * @enum {string|null}
+             */
+            status?: "active" | "overlapping" | "expired" | null;
+            /**
+             * @description Only keys of this environment.
+             * @enum {string|null}
+             */
+            env?: "live" | "test" | null;
+            /**
+             * Format: date-time
+             * @description Only keys created before this time.
+             */
+            created_before?: string | null;
+        };
+        RevokeKeys: {
+            /** @description Which keys. At least one member; all given must hold. */
+            filter?: components["schemas"]["KeyFilter"];
+            /** @description Or the ids of the keys. */
+            ids?: components["schemas"]["KeyId"][];
+            /** @description Why, for the audit log of every key. Required but for a dry run. No control characters, and no secret. */
+            reason?: string | null;
+            /**
+             * @description Only count the keys, and name the first 20.
+             * @default false
+             */
+            dry_run?: boolean | null;
+        } & (unknown | unknown);
+        RevokeLine: {
+            /**
+             * @description What became of the key; or `started` in the first line, and `done`, `dry_run` or `failed` in the last.
+             * @enum {string}
+             */
+            status: "started" | "revoked" | "already_revoked" | "not_found" | "undecided" | "would_revoke" | "done" | "dry_run" | "failed";
+            /** @description The key this line is about. */
+            api_key_id?: components["schemas"]["KeyId"];
+            /** @description The organization that owns it. */
+            organization_id?: components["schemas"]["OrganizationId"];
+            /** @description How many keys there were up to this line. */
+            done?: number;
+            /** @description How many there are. It grows when keys are created meanwhile. */
+            total?: number;
+            /** @description How many were revoked, or would be. In the last line. */
+            revoked?: number;
+            /** @description How many of those named were revoked before. In the last line. */
+            already_revoked?: number;
+            /** @description How many of those named there are not. In the last line. */
+            not_found?: number;
+            /** @description How many of those named somebody removed from the database. The server's log names them; restore the database, and ask again. In the last line. */
+            undecided?: number;
+            /** @description How many matching rows were not written by Keyward and are accepted nowhere. In the last line. */
+            left_out?: number;
+            /**
+             * Format: int64
+             * @description The number of the last write, an `X-Keyward-Revision`. In the last line.
+             */
+            revision?: number;
+            /** @description What went wrong. With `failed`. */
+            error?: components["schemas"]["Problem"];
         };
         Organization: {
             /** @description Its id. */
@@ -1280,6 +1592,70 @@ export interface components {
                 };
             };
         };
+        /** @description The key is revoked or expired. */
+        KeyNotActive: {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                "Cache-Control": components["headers"]["No-Store"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"] & {
+                    /** @constant */
+                    status?: 409;
+                    /** @constant */
+                    code?: "api_key_not_active";
+                };
+            };
+        };
+        /** @description There is no such key. */
+        NoSuchKey: {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                "Cache-Control": components["headers"]["No-Store"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"] & {
+                    /** @constant */
+                    status?: 404;
+                    /** @constant */
+                    code?: "api_key_not_found";
+                };
+            };
+        };
+        /** @description The organization has a key that is accepted, or connected accounts. */
+        OrganizationInUse: {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                "Cache-Control": components["headers"]["No-Store"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"] & {
+                    /** @constant */
+                    status?: 409;
+                    /** @enum {unknown} */
+                    code?: "organization_has_keys" | "organization_has_connected_accounts";
+                };
+            };
+        };
+        /** @description The organization exists, and `If-None-Match` was sent. */
+        OrganizationExists: {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                "Cache-Control": components["headers"]["No-Store"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"] & {
+                    /** @constant */
+                    status?: 412;
+                    /** @constant */
+                    code?: "organization_exists";
+                };
+            };
+        };
         /** @description No organization with this id is registered. */
         OrganizationNotFound: {
             headers: {
@@ -1618,6 +1994,7 @@ export interface operations {
                      *         {
                      *           "api_key_id": "key_01hm6q9zt0e5v8s3d7k2x4w1np",
                      *           "key_name": "Production key",
+                     *           "description": null,
                      *           "is_active": true,
                      *           "created_at": "2024-01-15T10:00:00Z",
                      *           "last_used_at": "2024-01-20T08:30:00Z",
@@ -1701,6 +2078,122 @@ export interface operations {
             415: components["responses"]["UnsupportedMediaType"];
             422: components["responses"]["IdempotencyKeyReused"];
             429: components["responses"]["RateLimited"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    getKey: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description The id of the key. Whatever is not an id of one of your organization's keys answers the same `404`. */
+                api_key_id: components["parameters"]["KeyId"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The key. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Cache-Control": components["headers"]["No-Store"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "api_key_id": "key_01hm6q9zt0e5v8s3d7k2x4w1np",
+                     *       "key_name": "Production key",
+                     *       "description": "Used by the checkout servers",
+                     *       "is_active": true,
+                     *       "created_at": "2024-01-15T10:00:00Z",
+                     *       "last_used_at": "2024-01-20T08:30:00Z",
+                     *       "expires_at": "2025-01-14T10:00:00Z",
+                     *       "env": "live",
+                     *       "hint": "i9j0",
+                     *       "status": "active",
+                     *       "revoked_at": null,
+                     *       "created_by": "user_7f3a"
+                     *     }
+                     */
+                    "application/json": components["schemas"]["ListedKey"];
+                };
+            };
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["UserUnauthorized"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["KeyNotFound"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    updateKey: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description The id of the key. Whatever is not an id of one of your organization's keys answers the same `404`. */
+                api_key_id: components["parameters"]["KeyId"];
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                /**
+                 * @example {
+                 *       "key_name": "Checkout",
+                 *       "description": "Used by the checkout servers"
+                 *     }
+                 */
+                "application/json": components["schemas"]["UpdateKey"];
+            };
+        };
+        responses: {
+            /** @description The key as it is now. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Cache-Control": components["headers"]["No-Store"];
+                    "X-Keyward-Revision": components["headers"]["X-Keyward-Revision"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "api_key_id": "key_01hm6q9zt0e5v8s3d7k2x4w1np",
+                     *       "key_name": "Checkout",
+                     *       "description": "Used by the checkout servers",
+                     *       "is_active": true,
+                     *       "created_at": "2024-01-15T10:00:00Z",
+                     *       "last_used_at": "2024-01-20T08:30:00Z",
+                     *       "expires_at": "2025-01-14T10:00:00Z",
+                     *       "env": "live",
+                     *       "hint": "i9j0",
+                     *       "status": "active",
+                     *       "revoked_at": null,
+                     *       "created_by": "user_7f3a"
+                     *     }
+                     */
+                    "application/json": components["schemas"]["ListedKey"];
+                };
+            };
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["UserUnauthorized"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["KeyNotFound"];
+            409: components["responses"]["KeyNotActive"];
+            413: components["responses"]["BodyTooLarge"];
+            415: components["responses"]["UnsupportedMediaType"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
             503: components["responses"]["Unavailable"];
@@ -3025,6 +3518,8 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
+                /** @description `*`: only when there is no such organization yet, else `412`. */
+                "If-None-Match"?: "*";
                 /** @description Your own id of the request, kept when it is at most 128 plain characters. */
                 "X-Request-Id"?: components["parameters"]["RequestId"];
             };
@@ -3092,6 +3587,16 @@ export interface operations {
                 organization_id?: string;
                 /** @description Only acts on this key or organization. */
                 target_id?: string;
+                /** @description Only acts of this user or operator. */
+                actor?: string;
+                /** @description Only this action. */
+                action?: string;
+                /** @description Only acts with this outcome, `done` or a code. */
+                outcome?: string;
+                /** @description Only entries of this time or later. */
+                since?: string;
+                /** @description Only entries before this time. */
+                until?: string;
             };
             header?: {
                 /** @description Your own id of the request, kept when it is at most 128 plain characters. */

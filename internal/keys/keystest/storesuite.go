@@ -452,6 +452,7 @@ func fullKey() keys.Key {
 	k.ExpiresInDays, k.ExpiresAt = 36500, time.Date(2126, 2, 3, 4, 5, 6, 789_013_000, time.UTC)
 	k.RevokedAt, k.RevokeReason, k.Replaces = time.Date(2026, 5, 6, 7, 8, 9, 1_000, time.UTC), oddText, "key_before"
 	k.Digest[0], k.Digest[31] = 0, 0xff
+	k.Description = "line\n" + oddText
 	return k
 }
 
@@ -464,6 +465,7 @@ func rowsRoundTrip(t *testing.T, db Database) {
 			ID: "full", Name: oddText, ParentID: "bare", PaymentsEnabled: true, CurrentEnvironment: keys.Live, Active: true,
 			CreatedAt: full.CreatedAt, UpdatedAt: full.RevokedAt,
 		},
+		{ID: "gone", Active: true, CurrentEnvironment: keys.Test, UpdatedAt: full.RevokedAt, Deleted: true},
 	}
 	MustInsert(t, db, full, bare)
 	MustPut(t, db, organizations...)
@@ -478,7 +480,7 @@ func rowsRoundTrip(t *testing.T, db Database) {
 		wantSame(t, "Keys", listed, []keys.UsedKey{{Key: want}})
 	}
 	for i, want := range organizations {
-		want.Revision, want.Genuine, want.Registered = int64(i+3), true, true
+		want.Revision, want.Genuine, want.Registered = int64(i+3), true, !want.Deleted
 		got, err := db.Organization(t.Context(), want.ID)
 		must(t, err)
 		wantSame(t, "Organization", got, want)
