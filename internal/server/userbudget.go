@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"hash/maphash"
+	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -123,13 +125,18 @@ func (s *Server) spend(x *exchange) error {
 type slowdown struct {
 	buckets *limiters
 	most    time.Duration
+	count   *atomic.Uint32
+}
+
+func newSlowdown(limit rate.Limit, burst int, most time.Duration) slowdown {
+	return slowdown{newLimiters(limit, burst), most, new(atomic.Uint32)}
 }
 
 // Rejections that are answered without delay: of a user over its budget, and of strangers from one
 // address, which may be that of a proxy.
 var (
-	slowUsers     = func() slowdown { return slowdown{newLimiters(10, 20), 5 * time.Second} }
-	slowStrangers = func() slowdown { return slowdown{newLimiters(100, 200), time.Second} }
+	slowUsers     = func() slowdown { return newSlowdown(10, 20, 5*time.Second) }
+	slowStrangers = func() slowdown { return newSlowdown(100, 200, time.Second) }
 )
 
 // delay is how long a rejection of name waits.
@@ -138,9 +145,16 @@ func (d slowdown) delay(name string, now time.Time) time.Duration {
 	wait := r.DelayFrom(now)
 	if wait > d.most {
 		r.CancelAt(now) // the debt does not grow
-		return d.most
+		return d.most/2 + time.Duration(float64(d.most/2)*d.spread())
 	}
 	return wait
+}
+
+// spread is a number from 0 to 1, each far from the ones before: those who came together do not come
+// back together.
+func (d slowdown) spread() float64 {
+	_, part := math.Modf(float64(d.count.Add(1)) * math.Phi)
+	return part
 }
 
 // slowDown delays the answer to a management call that was rejected before anything was read of it, until its client
