@@ -83,7 +83,7 @@ type listener struct {
 	door    doorway
 	net     net.Listener
 
-	connections server.ConnectionLimits // beyond what the door holds itself; zero = none
+	connections server.ConnectionLimits // of a listener that has none itself; zero = none
 }
 
 // doorway is what a listener serves.

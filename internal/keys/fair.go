@@ -14,9 +14,9 @@ import (
 // budget holds (C32), so that what is within the budget is not rejected here.
 const maxWaitingWrites = 128
 
-// fairStore puts a fair queue before the database's write lock. Write and Record of a plain call are
-// Keyward's own or an operator's and take the system's turns; what a user asks for goes through
-// Service.waitToWrite and recordAs.
+// fairStore puts a fair queue before the database's write lock. Write and Record of a plain call
+// are Keyward's own or an operator's and take the system's turns; what a user asks for goes
+// through Service.waitToWrite and recordAs.
 type fairStore struct {
 	Store
 	queue *fairqueue.Queue
@@ -99,8 +99,8 @@ func (s *Service) waitToWrite(ctx context.Context, c Call, action Action, target
 	return func() { free(); s.endRevocation(revocation) }, nil
 }
 
-// revocation is what an organization asks for. Another's request for the same id is not the same: it
-// changes nothing.
+// revocation is what an organization asks for. Another's request for the same id is not the same:
+// it changes nothing.
 type revocation struct{ organization, keyID string }
 
 // beginRevocation notes that a key's revocation waits as urgent; false when one does already. So
@@ -121,9 +121,10 @@ func (s *Service) endRevocation(id revocation) {
 	delete(s.revoking, id)
 }
 
-// RevokeChanges reports whether a revoke of id by c would change something: the key is the caller's
-// organization's and not revoked. It costs one read, for which users take turns, or none when this
-// process knows that the key is revoked. A revoke is not rejected for a budget while this is true (C32).
+// RevokeChanges reports whether a revoke of id by c would change something: the key is the
+// caller's organization's and not revoked. It costs one read, for which users take turns, or none
+// when this process knows that the key is revoked. A revoke is not rejected for a budget while
+// this is true (C32).
 func (s *Service) RevokeChanges(ctx context.Context, c Call, id string) (bool, error) {
 	if s.knownRevoked(id) {
 		return false, nil
