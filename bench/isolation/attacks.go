@@ -158,7 +158,8 @@ func (w *attackWork) run(ctx context.Context, t *tally) {
 	}
 }
 
-// repeat sends a request again and again over each of n connections, each opened again when it ends.
+// repeat sends a request again and again over each of n connections, each opened again when it
+// ends.
 func (w *attackWork) repeat(ctx context.Context, t *tally, n int, request string) {
 	var running sync.WaitGroup
 	for range n {
@@ -211,7 +212,8 @@ func ask(conn net.Conn, in *bufio.Reader, request string, t *tally) bool {
 	return err == nil && !resp.Close
 }
 
-// idle keeps connections open on which one request was answered, and opens others for those that end.
+// idle keeps connections open on which one request was answered, and opens others for those that
+// end.
 func (w *attackWork) idle(ctx context.Context, t *tally, request string) {
 	places := make(chan struct{}, w.Idle)
 	var running sync.WaitGroup

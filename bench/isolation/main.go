@@ -1,11 +1,11 @@
 //go:build unix
 
-// Isolation measures what one caller can do to the others. It starts the real server on SQLite and on
-// PostgreSQL, and measures verification, another tenant's revoke and the server's memory: first with
-// nothing beside them, then beside each attack. The attacks run in a process of their own.
+// Isolation measures what one caller can do to the others. It starts the real server on SQLite
+// and on PostgreSQL, and measures verification, another tenant's revoke and the server's memory:
+// first with nothing beside them, then beside each attack. The attacks run in another process.
 //
-// main.go is the command line and the report, server.go the server and its database, measure.go what
-// is measured, attacks.go what runs beside it.
+// main.go is the command line and the report, server.go the server and its database, measure.go
+// what is measured, attacks.go what runs beside it.
 package main
 
 import (
@@ -106,7 +106,8 @@ func parse(args []string, stderr io.Writer) (o options, err error) {
 	return o, nil
 }
 
-// run is main with its surroundings as parameters. It returns the exit code: 1 when an aim is missed.
+// run is main with its surroundings as parameters. It returns the exit code: 1 when an aim is
+// missed.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	o, err := parse(args, stderr)
 	switch {

@@ -46,7 +46,7 @@ func buildBinary(ctx context.Context, path string) (_ string, remove func(), err
 	return path, remove, nil
 }
 
-// server is a running program with a database of its own.
+// server is a running program with its database.
 type server struct {
 	cmd    *exec.Cmd
 	dir    string

@@ -6,8 +6,8 @@ import (
 )
 
 // How many writes, and reads for lists, are under way at once on each database. On PostgreSQL the
-// writers' connections wait for the lock behind each other, so that it is never free between two; SQLite
-// has one writer. Lists leave half of the readers to others.
+// writers' connections wait for the lock behind each other, so that it is never free between two;
+// SQLite has one writer. Lists leave half of the readers to others.
 var (
 	writesAtOnce = map[string]int{sqlstore.SQLite: 1, sqlstore.Postgres: 8}
 	readsAtOnce  = map[string]int{sqlstore.SQLite: 2, sqlstore.Postgres: 4}

@@ -106,8 +106,8 @@ func (s *Service) waitToWrite(ctx context.Context, c Call, action Action, target
 	return func() { free(); s.endRevocation(revocation) }, nil
 }
 
-// revocation is what an organization asks for. Another's request for the same id is not the same: it
-// changes nothing.
+// revocation is what an organization asks for. Another's request for the same id is not the same:
+// it changes nothing.
 type revocation struct{ organization, keyID string }
 
 // beginRevocation notes that a key's revocation waits as urgent; false when one does already. So
@@ -128,9 +128,10 @@ func (s *Service) endRevocation(id revocation) {
 	delete(s.revoking, id)
 }
 
-// RevokeChanges reports whether a revoke of id by c would change something: the key is the caller's
-// organization's and not revoked. It costs one read, for which users take turns, or none when this
-// process knows that the key is revoked. A revoke is not rejected for a budget while this is true (C32).
+// RevokeChanges reports whether a revoke of id by c would change something: the key is the
+// caller's organization's and not revoked. It costs one read, for which users take turns, or none
+// when this process knows that the key is revoked. A revoke is not rejected for a budget while
+// this is true (C32).
 func (s *Service) RevokeChanges(ctx context.Context, c Call, id string) (bool, error) {
 	if s.knownRevoked(id) {
 		return false, nil

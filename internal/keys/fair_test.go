@@ -37,8 +37,8 @@ func (h *heldStore) Write(ctx context.Context, first keys.Reads, fn func(context
 	return h.Store.Write(ctx, first, fn)
 }
 
-// C32: however many writes of one user wait, those of another do not wait behind them, and a revocation
-// that changes something is next.
+// C32: however many writes of one user wait, those of another do not wait behind them, and a
+// revocation that changes something is next.
 func TestC32WritesTakeTurns(t *testing.T) {
 	f := open(t, sqlstore.SQLite, nil)
 	used := f.create(t, user("flood", "org_flood")).Key.ID
@@ -86,8 +86,8 @@ func TestC32WritesTakeTurns(t *testing.T) {
 	}
 }
 
-// C32: more of one user's writes than its queue holds are rejected; its revoke that changes something
-// is not.
+// C32: more of one user's writes than its queue holds are rejected; its revoke that changes
+// something is not.
 func TestC32AUsersWritesAreBounded(t *testing.T) {
 	f := open(t, sqlstore.SQLite, nil)
 	mine := f.create(t, user("u", "org_a")).Key.ID

@@ -39,8 +39,8 @@ func newID(now time.Time) string {
 // noKeyID has the form of a key's id and is never drawn: its time is thousands of years away.
 const noKeyID = "key_7zzzzzzzzzzzzzzzzzzzzzzzzz"
 
-// knownID returns id, or in place of one that no key can have an id that no key has: looking that up
-// takes as long (C22).
+// knownID returns id, or in place of one that no key can have an id that no key has: looking that
+// up takes as long (C22).
 func knownID(id string) string {
 	if validID(id) {
 		return id

@@ -428,7 +428,8 @@ func slowRender(entered chan<- struct{}, release <-chan struct{}) func(keys.Issu
 	}
 }
 
-// signalStore tells when the time of an audit entry is asked for, right before a rejection is recorded.
+// signalStore tells when the time of an audit entry is asked for, right before a rejection is
+// recorded.
 type signalStore struct {
 	keys.Store
 	recording chan<- struct{}

@@ -42,16 +42,17 @@ type source struct {
 	turns *rate.Limiter // of connections that made room for others of this source; nil until the first
 }
 
-// How often connections make room: of one source, and of all. A client that opens others as fast as
-// its own are closed would keep the processors busy with nothing else; beyond this new connections are
-// closed as they come.
+// How often connections make room: of one source, and of all. A client that opens others as fast
+// as its own are closed would keep the processors busy with nothing else; beyond this new
+// connections are closed as they come.
 const (
 	turnsOfSource = 50
 	turnsOfAll    = 500
 )
 
-// heldConn is a connection that counts until it is closed. Without a request under way it is in both
-// lists, which begin with what is idle for the longest time: a connection that was only opened, too.
+// heldConn is a connection that counts until it is closed. Without a request under way it is in
+// both lists, which begin with what is idle for the longest time: a connection that was only
+// opened, too.
 type heldConn struct {
 	net.Conn
 	of             *connections
@@ -172,8 +173,8 @@ func oldest(l *list.List, turns *rate.Limiter) (*heldConn, bool) {
 	return nil, false
 }
 
-// sourceOf is the client's address: one address of IPv4, or a /64 of IPv6, which one client can have
-// whole.
+// sourceOf is the client's address: one address of IPv4, or a /64 of IPv6, which one client can
+// have whole.
 func sourceOf(conn net.Conn) string {
 	a, ok := conn.RemoteAddr().(*net.TCPAddr)
 	if !ok {
@@ -272,8 +273,8 @@ func (h *heldConn) CloseWrite() error {
 	return nil
 }
 
-// The descriptors that are kept for the database, the lease, files and outgoing connections: a quarter
-// of what there is, within bounds.
+// The descriptors that are kept for the database, the lease, files and outgoing connections: a
+// quarter of what there is, within bounds.
 const (
 	minReserved = 64
 	maxReserved = 512
@@ -308,8 +309,8 @@ func ConnectionShares(descriptors, perListener int, listeners []string) (limits 
 	return limits, true
 }
 
-// connectionShare is a listener's part of the descriptors, and the most it takes by itself: each idle
-// connection costs about 10 KiB of memory.
+// connectionShare is a listener's part of the descriptors, and the most it takes by itself: each
+// idle connection costs about 10 KiB of memory.
 type connectionShare struct{ parts, most int }
 
 func shareOf(listener string) connectionShare {

@@ -280,8 +280,8 @@ func TestC33AClientThatStopsReading(t *testing.T) {
 	}
 }
 
-// C32: a user's budget. What is over it reaches no database, says when to come back, and costs nobody
-// else anything.
+// C32: a user's budget. What is over it reaches no database, says when to come back, and costs
+// nobody else anything.
 func TestC32UserBudget(t *testing.T) {
 	f, w := watched(t, nil, func(s *setup) { s.server.UserRequestsPerMinute = 3 })
 	k := f.create("u", "org_a", `{"key_name":"k"}`)
@@ -330,7 +330,8 @@ func TestC32UserBudget(t *testing.T) {
 	}
 }
 
-// C32: of a rejection that repeats there is one entry when it happens and one a minute with the count.
+// C32: of a rejection that repeats there is one entry when it happens and one a minute with the
+// count.
 func TestC32RepeatedRejectionsAreOneEntry(t *testing.T) {
 	f := newFixture(t)
 	user, other := f.token("u", "org_a"), f.token("v", "org_a")
@@ -358,7 +359,8 @@ func TestC32RepeatedRejectionsAreOneEntry(t *testing.T) {
 	}
 }
 
-// A caller that nobody knows cannot fill the log: some lines of a kind pass, the others are counted.
+// A caller that nobody knows cannot fill the log: some lines of a kind pass, the others are
+// counted.
 func TestRejectedStrangersAreSampled(t *testing.T) {
 	f := newFixture(t)
 	const n = 300
@@ -436,7 +438,8 @@ func TestR3IdleConnectionsMakeRoom(t *testing.T) {
 	}
 }
 
-// R3: a connection with a request under way is not closed to make room; without room the new one is.
+// R3: a connection with a request under way is not closed to make room; without room the new one
+// is.
 func TestR3BusyConnectionsStay(t *testing.T) {
 	release := make(chan struct{})
 	entered := make(chan struct{}, 2)

@@ -60,8 +60,8 @@ func (s *Server) list(x *exchange) error {
 	return x.answer(answer{body: body})
 }
 
-// statusClientGone is what the log and the metrics say of a request whose client did not wait for the
-// answer, as nginx does.
+// statusClientGone is what the log and the metrics say of a request whose client did not wait for
+// the answer, as nginx does.
 const statusClientGone = 499
 
 // nextPage reads a page, within the time of one call.

@@ -40,7 +40,8 @@ func newSampler(logger *slog.Logger) *sampler {
 	return &sampler{logger: logger, kinds: make(map[sampleKind]*sampleState)}
 }
 
-// allow reports whether a line is written. The first that is not has the count logged a second later.
+// allow reports whether a line is written. The first that is not has the count logged a second
+// later.
 func (s *sampler) allow(k sampleKind) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -50,8 +50,8 @@ type Config struct {
 	Logger  *slog.Logger // nil = slog.Default()
 	Version string       // of the program, for GET /v1/status
 
-	// UserRequestsPerMinute is a user's budget of management calls: as many at once, refilled evenly
-	// (C32); 0 = no budget.
+	// UserRequestsPerMinute is a user's budget of management calls: as many at once, refilled
+	// evenly (C32); 0 = no budget.
 	UserRequestsPerMinute int
 
 	// ListStall ends a list whose client takes longer than this for one page of it (C33); 0 = 10 s.

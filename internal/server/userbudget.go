@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"hash/maphash"
+	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -14,8 +16,8 @@ import (
 	"github.com/syncgram/keyward/internal/keys"
 )
 
-// limiters are token buckets by name. A bucket that is full again is forgotten, so memory is that of
-// the names that were used lately.
+// limiters are token buckets by name. A bucket that is full again is forgotten, so memory is that
+// of the names that were used lately.
 type limiters struct {
 	limit rate.Limit
 	burst int
@@ -29,8 +31,8 @@ type limiterPart struct {
 	sweepAt int                      // how many buckets there are when the full ones are dropped
 }
 
-// Bounds of one part. At maxBuckets some buckets are dropped for others, and their names begin again
-// with full ones: for that 100,000 users would have to ask within a minute.
+// Bounds of one part. At maxBuckets some buckets are dropped for others, and their names begin
+// again with full ones: for that 100,000 users would have to ask within a minute.
 const (
 	minSweep   = 64
 	maxBuckets = 4096
@@ -55,7 +57,8 @@ func (l *limiters) of(name string, now time.Time) *rate.Limiter {
 	return bucket
 }
 
-// makeRoom drops the buckets that are full, whenever there are twice as many as were left last time.
+// makeRoom drops the buckets that are full, whenever there are twice as many as were left last
+// time.
 func (p *limiterPart) makeRoom(now time.Time) {
 	if p.buckets == nil {
 		p.buckets, p.sweepAt = make(map[uint64]*rate.Limiter), minSweep
@@ -102,8 +105,8 @@ func (b *userBudgets) take(user string, now time.Time) (wait time.Duration, ok b
 	return max(0, time.Duration(missing/float64(b.buckets.limit)*float64(time.Second))), false
 }
 
-// spend takes a management call out of its user's budget, before any lock, body or database. A revoke
-// passes an empty budget while it would change something.
+// spend takes a management call out of its user's budget, before any lock, body or database. A
+// revoke passes an empty budget while it would change something.
 func (s *Server) spend(x *exchange) error {
 	wait, ok := s.users.take(x.call.Principal.User, time.Now())
 	if ok {
@@ -118,18 +121,24 @@ func (s *Server) spend(x *exchange) error {
 	return s.refuse(x, keys.TooManyRequests(wait))
 }
 
-// slowdown makes a caller wait for its rejections when there are many of them. Rejecting is work too:
-// a thousand connections that only ever get rejections would keep the processors from the others.
+// slowdown makes a caller wait for its rejections when there are many of them. Rejecting is work
+// too: a thousand connections that only ever get rejections would keep the processors from the
+// others.
 type slowdown struct {
 	buckets *limiters
 	most    time.Duration
+	count   *atomic.Uint32
+}
+
+func newSlowdown(limit rate.Limit, burst int, most time.Duration) slowdown {
+	return slowdown{newLimiters(limit, burst), most, new(atomic.Uint32)}
 }
 
 // Rejections that are answered without delay: of a user over its budget, and of strangers from one
 // address, which may be that of a proxy.
 var (
-	slowUsers     = func() slowdown { return slowdown{newLimiters(10, 20), 5 * time.Second} }
-	slowStrangers = func() slowdown { return slowdown{newLimiters(100, 200), time.Second} }
+	slowUsers     = func() slowdown { return newSlowdown(10, 20, 5*time.Second) }
+	slowStrangers = func() slowdown { return newSlowdown(100, 200, time.Second) }
 )
 
 // delay is how long a rejection of name waits.
@@ -138,13 +147,20 @@ func (d slowdown) delay(name string, now time.Time) time.Duration {
 	wait := r.DelayFrom(now)
 	if wait > d.most {
 		r.CancelAt(now) // the debt does not grow
-		return d.most
+		return d.most/2 + time.Duration(float64(d.most/2)*d.spread())
 	}
 	return wait
 }
 
-// slowDown delays the answer to a management call that was rejected before anything was read of it, until its client
-// hangs up.
+// spread is a number from 0 to 1, each far from the ones before: those who came together do not
+// come back together.
+func (d slowdown) spread() float64 {
+	_, part := math.Modf(float64(d.count.Add(1)) * math.Phi)
+	return part
+}
+
+// slowDown delays the answer to a management call that was rejected before anything was read of
+// it, until its client hangs up.
 func (s *Server) slowDown(x *exchange, rejected error) {
 	var e *keys.Error
 	if x.route.auth != userToken || !errors.As(rejected, &e) {

@@ -63,7 +63,7 @@ func TestC32BucketsAreForgotten(t *testing.T) {
 // Who is rejected often waits for it, up to a bound, and nobody else does.
 func TestManyRejectionsAreSlow(t *testing.T) {
 	now := time.Now()
-	d := slowdown{newLimiters(10, 20), 5 * time.Second}
+	d := newSlowdown(10, 20, 5*time.Second)
 	for i := range 20 {
 		if wait := d.delay("u", now); wait != 0 {
 			t.Fatalf("rejection %d waits %v", i+1, wait)
@@ -77,8 +77,18 @@ func TestManyRejectionsAreSlow(t *testing.T) {
 			t.Fatalf("waits %v, want at most 5s", wait)
 		}
 	}
-	if wait := d.delay("u", now); wait != 5*time.Second {
-		t.Errorf("one of many waits %v, want 5s", wait)
+	var tenths [10]int // of the time between half and all of the bound
+	for range 1000 {
+		wait := d.delay("u", now)
+		if wait < 5*time.Second/2 {
+			t.Fatalf("one of many waits %v, want at least half of 5s", wait)
+		}
+		tenths[min(9, (wait-5*time.Second/2)/(time.Second/4))]++
+	}
+	for i, n := range tenths {
+		if n < 50 || n > 150 {
+			t.Errorf("%d of 1,000 wait for tenth %d: they come back together", n, i)
+		}
 	}
 	if wait := d.delay("v", now); wait != 0 {
 		t.Errorf("another waits %v", wait)

@@ -17,8 +17,8 @@ import (
 	"github.com/syncgram/keyward/internal/seal"
 )
 
-// C22: the statements for a key of another organization, and for one that is not there, are the same:
-// how long they take tells nobody which it was.
+// C22: the statements for a key of another organization, and for one that is not there, are the
+// same: how long they take tells nobody which it was.
 func TestC22TheSameStatements(t *testing.T) {
 	line, err := seal.NewLine("")
 	if err != nil {

@@ -128,7 +128,8 @@ func (t *writeTx) ahead(first keys.Reads) (calls []call) {
 		}})
 	}
 	if id := first.KeyID; id != "" {
-		// What the log has is read apart, so that a key that is not there costs the same statements (C22).
+		// What the log has is read apart, so that a key that is not there costs the same
+		// statements (C22).
 		row, r := target{keys.KindKey, id}, new(readRow)
 		calls = append(calls, call{statement: latestOfKeyID, arguments: []any{anyRevision, id}, each: func(found scanner) error {
 			err := found.Scan(&r.logged)
