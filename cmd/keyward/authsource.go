@@ -25,7 +25,11 @@ type fileAuthenticator struct {
 }
 
 // newFileAuthenticator reads the file.
-func newFileAuthenticator(path string, logger *slog.Logger, build func() (*identity.Authenticator, error)) (*fileAuthenticator, error) {
+func newFileAuthenticator(
+	path string,
+	logger *slog.Logger,
+	build func() (*identity.Authenticator, error),
+) (*fileAuthenticator, error) {
 	a := &fileAuthenticator{path: path, build: build, logger: logger}
 	first, err := build()
 	if err != nil {
@@ -36,14 +40,18 @@ func newFileAuthenticator(path string, logger *slog.Logger, build func() (*ident
 }
 
 // Authenticate implements server.Authenticator.
-func (a *fileAuthenticator) Authenticate(ctx context.Context, token string) (keys.Principal, error) {
+func (a *fileAuthenticator) Authenticate(
+	ctx context.Context,
+	token string,
+) (keys.Principal, error) {
 	return a.now.Load().Authenticate(ctx, token)
 }
 
 // Close ends what it holds.
 func (a *fileAuthenticator) Close() { a.now.Load().Close() }
 
-// run reads the file again when it changes and on SIGHUP, until ctx ends. A file that cannot be used changes nothing.
+// run reads the file again when it changes and on SIGHUP, until ctx ends. A file that cannot be
+// used changes nothing.
 func (a *fileAuthenticator) run(ctx context.Context) {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
@@ -64,7 +72,13 @@ func (a *fileAuthenticator) run(ctx context.Context) {
 		}
 		next, err := a.build()
 		if err != nil {
-			a.logger.Error("a file could not be read again; what it held before stays in force", "file", a.path, "error", err)
+			a.logger.Error(
+				"a file could not be read again; what it held before stays in force",
+				"file",
+				a.path,
+				"error",
+				err,
+			)
 			continue
 		}
 		a.now.Swap(next).Close()

@@ -77,7 +77,10 @@ func away(err error) bool {
 	case errors.As(err, &network), errors.As(err, &name):
 		return true
 	}
-	return errors.Is(err, seal.ErrUnknownKey) || errors.Is(err, sqlstore.ErrNoPrimary) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+	return errors.Is(err, seal.ErrUnknownKey) || errors.Is(err, sqlstore.ErrNoPrimary) ||
+		errors.Is(err, context.DeadlineExceeded) ||
+		errors.Is(err, io.EOF) ||
+		errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 func (l *lateStore) close() error {

@@ -15,8 +15,9 @@ import (
 	"github.com/syncgram/keyward/internal/keywardtest"
 )
 
-// R7: files as systemd (LoadCredential= with User=) and Kubernetes (fsGroup) deliver them: owned by root, mode 0440, read by
-// group. The server runs as another user, where the test may start one: as root.
+// R7: files as systemd (LoadCredential= with User=) and Kubernetes (fsGroup) deliver them: owned by
+// root, mode 0440, read by group. The server runs as another user, where the test may start one: as
+// root.
 func TestR7FilesOfAnotherUser(t *testing.T) {
 	t.Parallel()
 	root := os.Getuid() == 0
@@ -33,7 +34,10 @@ func TestR7FilesOfAnotherUser(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dir, err := os.MkdirTemp("", "keyward-r7-") // t.TempDir is below a folder that only root enters
+			dir, err := os.MkdirTemp(
+				"",
+				"keyward-r7-",
+			) // t.TempDir is below a folder that only root enters
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -48,8 +52,16 @@ func TestR7FilesOfAnotherUser(t *testing.T) {
 			if root {
 				o.User = &syscall.Credential{Uid: uid, Gid: gid}
 			}
-			o.Args = []string{"serve", "--listen=127.0.0.1:0", "--internal-listen=127.0.0.1:0", "--database-url=sqlite:" + filepath.Join(dir, "keyward.db"),
-				"--master-key-file=" + masterKey, "--jwt-hs256-secret-file=" + hs256, "--jwt-issuer=", "--jwt-audience="}
+			o.Args = []string{
+				"serve",
+				"--listen=127.0.0.1:0",
+				"--internal-listen=127.0.0.1:0",
+				"--database-url=sqlite:" + filepath.Join(dir, "keyward.db"),
+				"--master-key-file=" + masterKey,
+				"--jwt-hs256-secret-file=" + hs256,
+				"--jwt-issuer=",
+				"--jwt-audience=",
+			}
 			for _, path := range []string{masterKey, hs256} {
 				if err := os.Chmod(path, tt.mode); err != nil {
 					t.Fatal(err)
@@ -78,29 +90,45 @@ func TestR7FilesOfAnotherUser(t *testing.T) {
 				t.Fatal(err)
 			}
 			p = keywardtest.Run(t, o)
-			if code := p.Wait(t); code != tt.code || !strings.Contains(p.Stderr(), "jwt-hs256-secret-file") {
+			if code := p.Wait(t); code != tt.code ||
+				!strings.Contains(p.Stderr(), "jwt-hs256-secret-file") {
 				t.Errorf("the HS256 secret: exit code %d\n%s", code, p.Stderr())
 			}
 		})
 	}
 }
 
-// R11: an HS256 secret is read again when its file changes and on SIGHUP, and one that cannot be used changes nothing.
+// R11: an HS256 secret is read again when its file changes and on SIGHUP, and one that cannot be
+// used changes nothing.
 func TestR11HS256SecretIsReadAgain(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	secrets := []string{strings.Repeat("first-secret", 4), strings.Repeat("other-secret", 4)}
 	path := writeFile(t, dir, "hs256", secrets[0]+"\n")
-	p := keywardtest.Start(t, keywardtest.Options{Dir: dir, Args: []string{"serve", "--listen=127.0.0.1:0", "--internal-listen=127.0.0.1:0",
-		"--database-url=sqlite:" + filepath.Join(dir, "keyward.db"), "--master-key-file=" + writeFile(t, dir, "master.key", newMasterKeyLine(t, "k1")+"\n"),
-		"--jwt-hs256-secret-file=" + path, "--jwt-issuer=", "--jwt-audience="}})
+	p := keywardtest.Start(
+		t,
+		keywardtest.Options{
+			Dir: dir,
+			Args: []string{"serve", "--listen=127.0.0.1:0", "--internal-listen=127.0.0.1:0",
+				"--database-url=sqlite:" + filepath.Join(
+					dir,
+					"keyward.db",
+				), "--master-key-file=" + writeFile(t, dir, "master.key", newMasterKeyLine(t, "k1")+"\n"),
+				"--jwt-hs256-secret-file=" + path, "--jwt-issuer=", "--jwt-audience="},
+		},
+	)
 	accepted := func(secret string) bool {
 		t.Helper()
-		signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.HS256, Key: []byte(secret)}, nil)
+		signer, err := jose.NewSigner(
+			jose.SigningKey{Algorithm: jose.HS256, Key: []byte(secret)},
+			nil,
+		)
 		if err != nil {
 			t.Fatal(err)
 		}
-		token, err := jwt.Signed(signer).Claims(map[string]any{"sub": "ann", "org_id": "org_a", "iat": time.Now().Unix(), "exp": time.Now().Add(time.Hour).Unix()}).Serialize()
+		token, err := jwt.Signed(signer).
+			Claims(map[string]any{"sub": "ann", "org_id": "org_a", "iat": time.Now().Unix(), "exp": time.Now().Add(time.Hour).Unix()}).
+			Serialize()
 		if err != nil {
 			t.Fatal(err)
 		}

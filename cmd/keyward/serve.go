@@ -129,9 +129,13 @@ func (c *serveCmd) check() error {
 	case c.ExtAuthzListen != "" && (c.Listen.takes(c.ExtAuthzListen) || c.InternalListen.takes(c.ExtAuthzListen)):
 		return wrong("--extauthz-listen (KEYWARD_EXTAUTHZ_LISTEN): must not be the address of another listener")
 	case c.MasterKeyFile == "" && c.MasterKeyCommand == "":
-		return wrong("--master-key-file (KEYWARD_MASTER_KEY_FILE) or --master-key-command (KEYWARD_MASTER_KEY_COMMAND) is required; make a file with `keyward master-key new --file master.key`")
+		return wrong(
+			"--master-key-file (KEYWARD_MASTER_KEY_FILE) or --master-key-command (KEYWARD_MASTER_KEY_COMMAND) is required; make a file with `keyward master-key new --file master.key`",
+		)
 	case c.MasterKeyFile != "" && c.MasterKeyCommand != "":
-		return wrong("--master-key-file (KEYWARD_MASTER_KEY_FILE) and --master-key-command (KEYWARD_MASTER_KEY_COMMAND): only one can be set")
+		return wrong(
+			"--master-key-file (KEYWARD_MASTER_KEY_FILE) and --master-key-command (KEYWARD_MASTER_KEY_COMMAND): only one can be set",
+		)
 	case (c.JWTJWKS == "") == (c.JWTHS256SecretFile == ""):
 		return wrong("exactly one of --jwt-jwks (KEYWARD_JWT_JWKS) and --jwt-hs256-secret-file (KEYWARD_JWT_HS256_SECRET_FILE) is required")
 	case c.JWTIssuer == nil:
@@ -240,7 +244,8 @@ func (c *serveCmd) authenticator(ctx context.Context, logger *slog.Logger) (auth
 		JWKS: c.JWTJWKS, Issuer: *c.JWTIssuer, Audience: *c.JWTAudience,
 		OrganizationClaim: c.JWTOrganizationClaim, RoleClaim: c.JWTRoleClaim, Logger: logger,
 	}
-	// The authenticator outlives ctx: requests that run when the first signal comes are still judged.
+	// The authenticator outlives ctx: requests that run when the first signal comes are still
+	// judged.
 	ctx = context.WithoutCancel(ctx)
 	var a authenticator
 	var err error
@@ -248,16 +253,20 @@ func (c *serveCmd) authenticator(ctx context.Context, logger *slog.Logger) (auth
 	switch {
 	case c.JWTHS256SecretFile != "":
 		at = "--jwt-hs256-secret-file (KEYWARD_JWT_HS256_SECRET_FILE)"
-		a, err = newFileAuthenticator(c.JWTHS256SecretFile, logger, func() (*identity.Authenticator, error) {
-			data, err := secretfile.Read(c.JWTHS256SecretFile)
-			if err != nil {
-				return nil, err
-			}
-			defer clear(data)
-			cfg := cfg
-			cfg.HS256Secret = withoutNewline(data)
-			return identity.New(ctx, cfg)
-		})
+		a, err = newFileAuthenticator(
+			c.JWTHS256SecretFile,
+			logger,
+			func() (*identity.Authenticator, error) {
+				data, err := secretfile.Read(c.JWTHS256SecretFile)
+				if err != nil {
+					return nil, err
+				}
+				defer clear(data)
+				cfg := cfg
+				cfg.HS256Secret = withoutNewline(data)
+				return identity.New(ctx, cfg)
+			},
+		)
 	default: // it reads a key set that is a file again itself
 		a, err = identity.New(ctx, cfg)
 	}

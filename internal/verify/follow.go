@@ -156,7 +156,15 @@ func (v *Verifier) retry(ctx context.Context, what string, fn func(context.Conte
 			pause = 50 * time.Millisecond
 		}
 		if !errors.Is(err, keys.ErrUnknownKey) { // who reads the keys again has logged it, once
-			v.cfg.Logger.Warn("the database does not answer; trying again", "to", what, "error", err, "in", pause.String())
+			v.cfg.Logger.Warn(
+				"the database does not answer; trying again",
+				"to",
+				what,
+				"error",
+				err,
+				"in",
+				pause.String(),
+			)
 		}
 		next, stop := v.clock.timer(pause)
 		select {
