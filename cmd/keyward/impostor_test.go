@@ -12,8 +12,8 @@ import (
 	"github.com/syncgram/keyward/internal/pgtest"
 )
 
-// C23, V7: an address in a node's row may be somebody else's by now. Whoever listens there is told nothing that can be used:
-// no credential of this deployment and no secret, also none that is dead.
+// C23, V7: an address in a node's row may be somebody else's by now. Another server there is told
+// nothing that can be used: no credential of this deployment and no secret, also none that is dead.
 func TestV7ProberTellsAnImpostorNothing(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
@@ -39,7 +39,11 @@ func TestV7ProberTellsAnImpostorNothing(t *testing.T) {
 	o := keywardtest.Options{Dir: dir, DatabaseURL: pgtest.URL(t), NotReady: true, Flags: []string{
 		"--probe-every=5s", "--credentials-file=" + writeFile(t, dir, "credentials", "service verify,operate "+bearer+"\n")}}
 	p := keywardtest.Start(t, o)
-	o.Flags = append(o.Flags, "--probe-every=0s", "--advertise="+strings.TrimPrefix(impostor.URL, "http://"))
+	o.Flags = append(
+		o.Flags,
+		"--probe-every=0s",
+		"--advertise="+strings.TrimPrefix(impostor.URL, "http://"),
+	)
 	moved := keywardtest.Start(t, o)
 	if err := keywardtest.Poll(func() bool { return strings.Count(received(), "POST ") >= 2 }, p.Exited()); err != nil {
 		t.Fatalf("the prober asked nothing: %v", err)

@@ -44,11 +44,15 @@ func (k keySource) read(ctx context.Context) (*seal.Ring, error) {
 	return seal.ParseNamed(k.String(), output)
 }
 
-// run runs the command by the shell, so that a pipe to a decoder can stand in it. What it prints is never shown.
+// run runs the command by the shell, so that a pipe to a decoder can stand in it. What it prints is
+// never shown.
 func (k keySource) run(ctx context.Context) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, keyCommandTime)
 	defer cancel()
-	out := &bounded{most: maxCommandOutput, full: errors.New("too much")} // which ends the command by SIGPIPE
+	out := &bounded{
+		most: maxCommandOutput,
+		full: errors.New("too much"),
+	} // which ends the command by SIGPIPE
 	said := &bounded{most: maxCommandError}
 	cmd := exec.CommandContext(ctx, shell[0], shell[1], k.command)
 	cmd.Stdout, cmd.Stderr = out, said
@@ -69,7 +73,8 @@ func (k keySource) run(ctx context.Context) ([]byte, error) {
 	return out.kept, nil
 }
 
-// bounded keeps the first bytes that are written to it. What comes after is dropped, or, when full is set, not taken.
+// bounded keeps the first bytes that are written to it. What comes after is dropped, or, when full
+// is set, not taken.
 type bounded struct {
 	kept []byte
 	most int
@@ -91,7 +96,8 @@ func (b *bounded) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// fileWatch says when a file was changed or replaced, also behind a link, as Kubernetes does with mounted secrets.
+// fileWatch says when a file was changed or replaced, also behind a link, as Kubernetes does with
+// mounted secrets.
 type fileWatch struct {
 	path string
 	last os.FileInfo // nil = it was not there
@@ -113,11 +119,13 @@ func (w *fileWatch) changed() bool {
 	if info == nil || before == nil {
 		return (info == nil) != (before == nil)
 	}
-	return !os.SameFile(info, before) || !info.ModTime().Equal(before.ModTime()) || info.Size() != before.Size() || info.Mode() != before.Mode()
+	return !os.SameFile(info, before) || !info.ModTime().Equal(before.ModTime()) ||
+		info.Size() != before.Size() ||
+		info.Mode() != before.Mode()
 }
 
-// How often a source is looked at. A command costs somebody something, so it runs only for a reason: a signal, a rotation,
-// or a key that is missing, and then with growing pauses.
+// How often a source is looked at. A command costs somebody something, so it runs only for a
+// reason: a signal, a rotation, or a key that is missing, and then with growing pauses.
 const (
 	keysEvery      = 2 * time.Second
 	firstKeysPause = 2 * time.Second
@@ -181,8 +189,13 @@ func (m *masterKeys) run(ctx context.Context) {
 		if id != "" && !m.ring.Has(id) && seal.ValidID(id) {
 			if id != lacking {
 				lacking, pause, again = id, firstKeysPause, time.Time{}
-				m.logger.Error("this node lacks a master key; what is authenticated under it cannot be decided here until the node has it",
-					"master_key", id, "source", m.source.String())
+				m.logger.Error(
+					"this node lacks a master key; what is authenticated under it cannot be decided here until the node has it",
+					"master_key",
+					id,
+					"source",
+					m.source.String(),
+				)
 			}
 			now = now || !time.Now().Before(again)
 		}
@@ -190,15 +203,21 @@ func (m *masterKeys) run(ctx context.Context) {
 			continue
 		}
 		if err := m.reload(ctx); err != nil {
-			m.logger.Error("the master keys could not be read again; those in memory stay", "source", m.source.String(), "error", err)
+			m.logger.Error(
+				"the master keys could not be read again; those in memory stay",
+				"source",
+				m.source.String(),
+				"error",
+				err,
+			)
 		}
 		again = time.Now().Add(pause)
 		pause = min(2*pause, maxKeysPause)
 	}
 }
 
-// needed has this node's row say which keys it has, and returns the id of one that the database or a rotation wants and that
-// is missing.
+// needed has this node's row say which keys it has, and returns the id of one that the database or
+// a rotation wants and that is missing.
 func (m *masterKeys) needed(ctx context.Context) string {
 	s, err := m.db.opened()
 	if err != nil {
@@ -220,8 +239,8 @@ func (m *masterKeys) needed(ctx context.Context) string {
 	return ""
 }
 
-// reload takes the keys as the source has them now, unless one is missing that the database needs, or one is not the key
-// that this node or another has under its id.
+// reload takes the keys as the source has them now, unless one is missing that the database needs,
+// or one is not the key that this node or another has under its id.
 func (m *masterKeys) reload(ctx context.Context) error {
 	next, err := m.source.read(ctx)
 	if err != nil {
@@ -233,7 +252,13 @@ func (m *masterKeys) reload(ctx context.Context) error {
 	}
 	changed, err := replace()
 	if changed {
-		m.logger.Info("the master keys were read again", "source", m.source.String(), "keys", strings.Join(m.ring.KeyIDs(), " "))
+		m.logger.Info(
+			"the master keys were read again",
+			"source",
+			m.source.String(),
+			"keys",
+			strings.Join(m.ring.KeyIDs(), " "),
+		)
 	}
 	return err
 }

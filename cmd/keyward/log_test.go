@@ -256,7 +256,7 @@ func TestR12DevOutput(t *testing.T) {
 	}})
 	w.Close()
 	p.Admin = "http://" + port
-	p.WaitReady(t)
+	p.WaitStatus(t, p.Admin+"/readyz", http.StatusOK)
 	for range 100 { // each is logged
 		p.WaitStatus(t, p.Admin+"/readyz", http.StatusOK)
 	}

@@ -73,8 +73,8 @@ func addMasterKey(path, line string) error {
 	return writePrivate(path, content)
 }
 
-// writePrivate writes a file that only its owner can read and that is never seen half written. One that is there keeps its
-// mode and its owner.
+// writePrivate writes a file that only its owner can read and that is never seen half written. One
+// that is there keeps its mode and its owner.
 func writePrivate(path string, content []byte) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), ".keyward-*") // made 0600
 	if err != nil {

@@ -185,7 +185,8 @@ func newNode(cfg nodeConfig) (*node, error) {
 	return n, nil
 }
 
-// addProber makes the prober, which asks the other nodes as their equal: under the master key, and, where there is TLS, with
+// addProber makes the prober, which asks the other nodes as their equal: under the master key, and,
+// where there is TLS, with
 // this node's own certificate.
 func (n *node) addProber(innerTLS *tls.Config, budget time.Duration) (err error) {
 	cfg := probe.Config{
@@ -351,7 +352,10 @@ func (l *listener) flag() string {
 
 // waiting says that the database is away.
 func (n *node) waiting(err error, pause time.Duration) {
-	if errors.Is(err, seal.ErrUnknownKey) { // logged once by n.keys, which reads the keys again meanwhile
+	if errors.Is(
+		err,
+		seal.ErrUnknownKey,
+	) { // logged once by n.keys, which reads the keys again meanwhile
 		n.notify("STATUS=waiting for a master key\nEXTEND_TIMEOUT_USEC=30000000")
 		return
 	}

@@ -51,7 +51,8 @@ const (
 	rotateLook = 250 * time.Millisecond
 )
 
-// Rotate implements server.Operations. The first key of this node's source becomes the database's once every registered node has it.
+// Rotate implements server.Operations. The first key of this node's source becomes the database's
+// once every registered node has it.
 func (o *operations) Rotate(ctx context.Context, op keys.Operator) (api.Reseal, error) {
 	s, err := o.db.opened()
 	if err != nil {
@@ -62,10 +63,25 @@ func (o *operations) Rotate(ctx context.Context, op keys.Operator) (api.Reseal, 
 	}
 	defer o.rotating.Unlock()
 	if err := o.masterKeys.reload(ctx); err != nil {
-		o.logger.Error("the master keys cannot be used; nothing was changed", "source", o.masterKeys.source.String(), "error", err)
-		return api.Reseal{}, &keys.Error{Code: api.Unavailable, Detail: "The master keys cannot be used, and nothing was changed; the server's log says why."}
+		o.logger.Error(
+			"the master keys cannot be used; nothing was changed",
+			"source",
+			o.masterKeys.source.String(),
+			"error",
+			err,
+		)
+		return api.Reseal{}, &keys.Error{
+			Code:   api.Unavailable,
+			Detail: "The master keys cannot be used, and nothing was changed; the server's log says why.",
+		}
 	}
-	entry := keys.AuditEntry{Actor: op.AuditActor(), Action: keys.ActReseal, Outcome: keys.Done, RemoteAddress: op.RemoteAddress, RequestID: op.RequestID}
+	entry := keys.AuditEntry{
+		Actor:         op.AuditActor(),
+		Action:        keys.ActReseal,
+		Outcome:       keys.Done,
+		RemoteAddress: op.RemoteAddress,
+		RequestID:     op.RequestID,
+	}
 	if err := o.switchKey(ctx, s, entry); err != nil {
 		return api.Reseal{}, err
 	}
@@ -80,7 +96,11 @@ func (o *operations) Rotate(ctx context.Context, op keys.Operator) (api.Reseal, 
 	if err != nil {
 		return api.Reseal{}, err
 	}
-	answer := api.Reseal{MasterKeyID: current, RowsResealed: r.Keys + r.Organizations, AuditResealed: r.AuditEntries}
+	answer := api.Reseal{
+		MasterKeyID:   current,
+		RowsResealed:  r.Keys + r.Organizations,
+		AuditResealed: r.AuditEntries,
+	}
 	for _, kept := range r.KeptAnswers {
 		answer.KeptAnswers += kept
 	}
@@ -94,11 +114,21 @@ func (o *operations) Rotate(ctx context.Context, op keys.Operator) (api.Reseal, 
 		}
 	}
 	slices.Sort(answer.RetireableKeyIDs)
-	entry.Detail = fmt.Sprintf("master_key=%s rows=%d audit_entries=%d left=%d", answer.MasterKeyID, answer.RowsResealed, answer.AuditResealed, r.Left)
+	entry.Detail = fmt.Sprintf(
+		"master_key=%s rows=%d audit_entries=%d left=%d",
+		answer.MasterKeyID,
+		answer.RowsResealed,
+		answer.AuditResealed,
+		r.Left,
+	)
 	return answer, o.record(ctx, s, entry)
 }
 
-func (o *operations) record(ctx context.Context, s *sqlstore.Store, entry keys.AuditEntry) (err error) {
+func (o *operations) record(
+	ctx context.Context,
+	s *sqlstore.Store,
+	entry keys.AuditEntry,
+) (err error) {
 	if entry.At, err = s.Now(ctx); err != nil {
 		return err
 	}
@@ -106,7 +136,11 @@ func (o *operations) record(ctx context.Context, s *sqlstore.Store, entry keys.A
 }
 
 // switchKey makes the wanted key the database's, or returns which nodes lack it.
-func (o *operations) switchKey(ctx context.Context, s *sqlstore.Store, entry keys.AuditEntry) error {
+func (o *operations) switchKey(
+	ctx context.Context,
+	s *sqlstore.Store,
+	entry keys.AuditEntry,
+) error {
 	wanted := o.masterKeys.ring.Wanted()
 	signing, _, err := s.MasterKey(ctx)
 	if err != nil || signing == wanted {
@@ -138,7 +172,13 @@ func (o *operations) switchKey(ctx context.Context, s *sqlstore.Store, entry key
 		case time.Now().After(deadline):
 			detail := lackingDetail(wanted, o.masterKeys.ring.FingerprintOf(wanted), lacking)
 			o.logger.Error("the master key was not switched; nothing was changed", "reason", detail)
-			entry.Outcome, entry.Detail = string(api.MasterKeyMissing), fmt.Sprintf("master_key=%s nodes=%d", wanted, len(lacking))
+			entry.Outcome, entry.Detail = string(
+				api.MasterKeyMissing,
+			), fmt.Sprintf(
+				"master_key=%s nodes=%d",
+				wanted,
+				len(lacking),
+			)
 			if err := o.record(ctx, s, entry); err != nil {
 				return err
 			}
@@ -158,7 +198,12 @@ const maxNamed = 20
 // lackingDetail says which nodes lack a master key, and why each counts as lacking it.
 func lackingDetail(id, fingerprint string, lacking []keys.ServingNode) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Nothing was changed: %d of the nodes lack the master key %s.", len(lacking), id)
+	fmt.Fprintf(
+		&b,
+		"Nothing was changed: %d of the nodes lack the master key %s.",
+		len(lacking),
+		id,
+	)
 	for i := range lacking[:min(len(lacking), maxNamed)] {
 		n := &lacking[i]
 		why := "does not have it"
@@ -173,7 +218,9 @@ func lackingDetail(id, fingerprint string, lacking []keys.ServingNode) string {
 		}
 		fmt.Fprintf(&b, " Node %s at %s %s.", n.ID, n.Address, why)
 	}
-	b.WriteString(" Give each node the key, after the first line of its source or before it, and rotate again.")
+	b.WriteString(
+		" Give each node the key, after the first line of its source or before it, and rotate again.",
+	)
 	return b.String()
 }
 
@@ -217,10 +264,14 @@ func (o *operations) Checks(ctx context.Context) ([]api.Check, error) {
 	return append(checks, survives, o.checkAnnouncements(), o.checkState(ctx), o.checkRows(), file), nil
 }
 
-// checkMasterKeys checks the source that the next start would read, and whether its first key is the database's.
+// checkMasterKeys checks the source that the next start would read, and whether its first key is
+// the database's.
 func (o *operations) checkMasterKeys(ctx context.Context) api.Check {
 	c := api.Check{Name: "master keys", Status: checkFail}
-	signing, err := with(o.db, func(s *sqlstore.Store) (string, error) { id, _, err := s.MasterKey(ctx); return id, err })
+	signing, err := with(
+		o.db,
+		func(s *sqlstore.Store) (string, error) { id, _, err := s.MasterKey(ctx); return id, err },
+	)
 	if err != nil {
 		o.logger.ErrorContext(ctx, "the database's master key could not be read", "error", err)
 		c.Detail = "could not be checked; the server's log says why"

@@ -62,7 +62,8 @@ func rotate(t *testing.T, p *keywardtest.Process) (status int, body string) {
 	return resp.StatusCode, body
 }
 
-// watch asks nodes about a good key until stop is called, which reports every answer that was not "valid".
+// watch asks nodes about a good key until stop is called, which reports every answer that was not
+// "valid".
 func watch(t *testing.T, secret string, nodes ...*keywardtest.Process) (stop func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var mu sync.Mutex
@@ -102,12 +103,28 @@ func watch(t *testing.T, secret string, nodes ...*keywardtest.Process) (stop fun
 	}
 }
 
-// R10: three nodes, whose files get the new key in the order documented and in wrong orders. No good key is ever
-// rejected, no node closes, and a rotation that cannot be says which nodes lack the key.
+// R10: three nodes, whose files get the new key in the order documented and in wrong orders. No
+// good key is ever rejected, no node closes, and a rotation that cannot be says which nodes lack
+// the key.
 func TestR10RotationOnManyNodes(t *testing.T) {
 	t.Parallel()
-	first, second, third := newMasterKeyLine(t, "k1"), newMasterKeyLine(t, "k2"), newMasterKeyLine(t, "k3")
-	d := &deployment{options: keywardtest.Options{Dir: t.TempDir(), DatabaseURL: pgtest.URL(t), Flags: []string{"--probe-every=0s"}}}
+	first, second, third := newMasterKeyLine(
+		t,
+		"k1",
+	), newMasterKeyLine(
+		t,
+		"k2",
+	), newMasterKeyLine(
+		t,
+		"k3",
+	)
+	d := &deployment{
+		options: keywardtest.Options{
+			Dir:         t.TempDir(),
+			DatabaseURL: pgtest.URL(t),
+			Flags:       []string{"--probe-every=0s"},
+		},
+	}
 	for i := range 3 {
 		d.give(t, i, first)
 		d.nodes = append(d.nodes, d.start(t, i))
@@ -115,10 +132,12 @@ func TestR10RotationOnManyNodes(t *testing.T) {
 	key := create(t, d.nodes[0], "ann", "org_a")
 	stop := watch(t, key.Key, d.nodes...)
 
-	// Too early: only the first node has the new key. Nothing is changed, and the answer names the others.
+	// Too early: only the first node has the new key. Nothing is changed, and the answer names the
+	// others.
 	d.give(t, 0, second, first)
 	status, body := rotate(t, d.nodes[0])
-	if status != http.StatusConflict || !strings.Contains(body, `"master_key_missing"`) || strings.Count(body, " does not have it.") != 2 {
+	if status != http.StatusConflict || !strings.Contains(body, `"master_key_missing"`) ||
+		strings.Count(body, " does not have it.") != 2 {
 		t.Errorf("a rotation too early: %d %s", status, body)
 	}
 	for _, p := range d.nodes[1:] {
@@ -128,7 +147,11 @@ func TestR10RotationOnManyNodes(t *testing.T) {
 	}
 	// The node that was given the new key first signs under the old one, which all have.
 	for i, p := range d.nodes {
-		if k := create(t, p, fmt.Sprint("bob", i), fmt.Sprint("org_b", i)); !verdict(t, d.nodes[(i+1)%3], k.Key).Valid {
+		if k := create(t, p, fmt.Sprint("bob", i), fmt.Sprint("org_b", i)); !verdict(
+			t,
+			d.nodes[(i+1)%3],
+			k.Key,
+		).Valid {
 			t.Error("a key made beside a node with a new file is rejected")
 		}
 	}
@@ -136,29 +159,40 @@ func TestR10RotationOnManyNodes(t *testing.T) {
 	// The second gets the key behind the old one, the third at the front; neither is restarted.
 	d.give(t, 1, first, second)
 	d.give(t, 2, second, first)
-	if status, body = rotate(t, d.nodes[1]); status != http.StatusOK || !strings.Contains(body, `"master_key_id":"k1"`) {
+	if status, body = rotate(t, d.nodes[1]); status != http.StatusOK ||
+		!strings.Contains(body, `"master_key_id":"k1"`) {
 		t.Errorf("a rotation by a node whose first key is the database's: %d %s", status, body)
 	}
 	status, body = rotate(t, d.nodes[0])
 	if status != http.StatusOK {
 		t.Fatalf("rotate: %d %s", status, body)
 	}
-	if r := decode[api.Reseal](t, body); r.MasterKeyID != "k2" || !slices.Equal(r.RetireableKeyIDs, []string{"k1"}) || r.RowsResealed == 0 {
+	if r := decode[api.Reseal](t, body); r.MasterKeyID != "k2" ||
+		!slices.Equal(r.RetireableKeyIDs, []string{"k1"}) ||
+		r.RowsResealed == 0 {
 		t.Errorf("%+v", r)
 	}
 	for i, p := range d.nodes {
-		if k := create(t, p, fmt.Sprint("cid", i), fmt.Sprint("org_c", i)); !verdict(t, d.nodes[(i+1)%3], k.Key).Valid {
+		if k := create(t, p, fmt.Sprint("cid", i), fmt.Sprint("org_c", i)); !verdict(
+			t,
+			d.nodes[(i+1)%3],
+			k.Key,
+		).Valid {
 			t.Error("a key made after the rotation is rejected")
 		}
 	}
 
-	// The old key leaves the files, and then a file that lacks the new one is left alone by a running node.
+	// The old key leaves the files, and then a file that lacks the new one is left alone by a
+	// running node.
 	for i := range d.nodes {
 		d.give(t, i, second)
 	}
 	d.nodes[1].WaitLog(t, `the master keys were read again.*"keys":"k2"`)
 	d.give(t, 1, first)
-	d.nodes[1].WaitLog(t, `could not be read again; those in memory stay.*"k2\\"; put its line back`)
+	d.nodes[1].WaitLog(
+		t,
+		`could not be read again; those in memory stay.*"k2\\"; put its line back`,
+	)
 	stop()
 	for i, p := range d.nodes {
 		for _, what := range []string{"not ready", "was not written by Keyward", "row was refused"} {
@@ -168,7 +202,8 @@ func TestR10RotationOnManyNodes(t *testing.T) {
 		}
 	}
 
-	// A node that is restarted without the key waits, says so in one line, and serves as soon as it has the key.
+	// A node that is restarted without the key waits, says so in one line, and serves as soon as it
+	// has the key.
 	stop = watch(t, key.Key, d.nodes[0], d.nodes[2])
 	d.nodes[1].Stop(t)
 	d.options.NotReady = true
@@ -182,7 +217,8 @@ func TestR10RotationOnManyNodes(t *testing.T) {
 	if !verdict(t, late, key.Key).Valid {
 		t.Error("a good key is rejected")
 	}
-	if n := strings.Count(late.Stderr(), "lacks a master key"); n != 1 || strings.Contains(late.Stderr(), "not written by Keyward") {
+	if n := strings.Count(late.Stderr(), "lacks a master key"); n != 1 ||
+		strings.Contains(late.Stderr(), "not written by Keyward") {
 		t.Errorf("%d lines about the missing key:\n%s", n, late.Stderr())
 	}
 
@@ -199,7 +235,8 @@ func TestR10RotationOnManyNodes(t *testing.T) {
 		if code := p.Wait(t); code == 0 {
 			t.Errorf("%s: exit code %d", name, code)
 		}
-		if n := strings.Count(p.Stderr(), "another master key under the same id"); n == 0 || strings.Contains(p.Stderr(), "not written by Keyward") {
+		if n := strings.Count(p.Stderr(), "another master key under the same id"); n == 0 ||
+			strings.Contains(p.Stderr(), "not written by Keyward") {
 			t.Errorf("%s:\n%s", name, p.Stderr())
 		}
 	}
@@ -218,7 +255,10 @@ func TestR7MasterKeyCommand(t *testing.T) {
 	line := newMasterKeyLine(t, "k1")
 	source := writeFile(t, dir, "source", line+"\n")
 	o := keywardtest.Options{Dir: dir}
-	args := slices.DeleteFunc(keywardtest.ServeArgs(t, o), func(a string) bool { return strings.HasPrefix(a, "--master-key-file=") })
+	args := slices.DeleteFunc(
+		keywardtest.ServeArgs(t, o),
+		func(a string) bool { return strings.HasPrefix(a, "--master-key-file=") },
+	)
 	serve := func(command string) *keywardtest.Process {
 		o := o
 		o.Args = append(slices.Clone(args), "--master-key-command="+command)
@@ -230,7 +270,8 @@ func TestR7MasterKeyCommand(t *testing.T) {
 	if err := os.WriteFile(source, []byte(next+"\n"+line+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if status, body := rotate(t, p); status != http.StatusOK || !strings.Contains(body, `"master_key_id":"k2"`) {
+	if status, body := rotate(t, p); status != http.StatusOK ||
+		!strings.Contains(body, `"master_key_id":"k2"`) {
 		t.Errorf("rotate: %d %s", status, body)
 	}
 	if !verdict(t, p, k.Key).Valid {
@@ -252,7 +293,10 @@ func TestR7MasterKeyCommand(t *testing.T) {
 			t.Errorf("%s: exit code %d\n%s", name, code, p.Stderr())
 		}
 		for _, l := range []string{line, next} {
-			if _, secret, _ := strings.Cut(l, ":"); strings.Contains(p.Stderr()+p.Stdout(), secret) {
+			if _, secret, _ := strings.Cut(l, ":"); strings.Contains(
+				p.Stderr()+p.Stdout(),
+				secret,
+			) {
 				t.Errorf("%s: a key is in the output", name)
 			}
 		}

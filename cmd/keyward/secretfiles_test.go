@@ -15,8 +15,9 @@ import (
 	"github.com/syncgram/keyward/internal/keywardtest"
 )
 
-// R7: files as systemd (LoadCredential= with User=) and Kubernetes (fsGroup) deliver them: owned by root, mode 0440, read by
-// group. The server runs as another user, where the test may start one: as root.
+// R7: files as systemd (LoadCredential= with User=) and Kubernetes (fsGroup) deliver them: owned by
+// root, mode 0440, read by group. The server runs as another user, where the test may start one: as
+// root.
 func TestR7FilesOfAnotherUser(t *testing.T) {
 	t.Parallel()
 	root := os.Getuid() == 0
@@ -33,7 +34,10 @@ func TestR7FilesOfAnotherUser(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dir, err := os.MkdirTemp("", "keyward-r7-") // t.TempDir is below a folder that only root enters
+			dir, err := os.MkdirTemp(
+				"",
+				"keyward-r7-",
+			) // t.TempDir is below a folder that only root enters
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -78,54 +82,10 @@ func TestR7FilesOfAnotherUser(t *testing.T) {
 				t.Fatal(err)
 			}
 			p = keywardtest.Run(t, o)
-			if code := p.Wait(t); code != tt.code || !strings.Contains(p.Stderr(), "jwt-hs256-secret-file") {
+			if code := p.Wait(t); code != tt.code ||
+				!strings.Contains(p.Stderr(), "jwt-hs256-secret-file") {
 				t.Errorf("the HS256 secret: exit code %d\n%s", code, p.Stderr())
 			}
 		})
-	}
-}
-
-// R11: an HS256 secret is read again when its file changes and on SIGHUP, and one that cannot be used changes nothing.
-func TestR11HS256SecretIsReadAgain(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	secrets := []string{strings.Repeat("first-secret", 4), strings.Repeat("other-secret", 4)}
-	path := writeFile(t, dir, "hs256", secrets[0]+"\n")
-	p := keywardtest.Start(t, keywardtest.Options{Dir: dir, Args: []string{"serve", "--listen=127.0.0.1:0", "--verify-listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0",
-		"--database-url=sqlite:" + filepath.Join(dir, "keyward.db"), "--master-key-file=" + writeFile(t, dir, "master.key", newMasterKeyLine(t, "k1")+"\n"),
-		"--jwt-hs256-secret-file=" + path, "--jwt-issuer=", "--jwt-audience="}})
-	accepted := func(secret string) bool {
-		t.Helper()
-		signer, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.HS256, Key: []byte(secret)}, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		token, err := jwt.Signed(signer).Claims(map[string]any{"sub": "ann", "org_id": "org_a", "iat": time.Now().Unix(), "exp": time.Now().Add(time.Hour).Unix()}).Serialize()
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp, _ := request(t, "GET", p.Public+keysPath, token, "")
-		return resp.StatusCode == http.StatusOK
-	}
-	if !accepted(secrets[0]) || accepted(secrets[1]) {
-		t.Fatal("the first secret is not in force")
-	}
-	if err := writePrivate(path, []byte("short")); err != nil {
-		t.Fatal(err)
-	}
-	p.WaitLog(t, "could not be read again.*at least 32 bytes")
-	if !accepted(secrets[0]) {
-		t.Error("a file that cannot be used took the secret away")
-	}
-	if err := writePrivate(path, []byte(secrets[1]+"\n")); err != nil {
-		t.Fatal(err)
-	}
-	p.Signal(t, syscall.SIGHUP)
-	p.WaitLog(t, "a file was read again")
-	if accepted(secrets[0]) || !accepted(secrets[1]) {
-		t.Error("the new secret is not in force")
-	}
-	if code := p.Stop(t); code != 0 {
-		t.Errorf("exit code %d", code)
 	}
 }

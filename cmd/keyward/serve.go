@@ -214,9 +214,13 @@ func (c *serveCmd) check() error {
 	}
 	switch {
 	case c.MasterKeyFile == "" && c.MasterKeyCommand == "":
-		return wrong("--master-key-file (KEYWARD_MASTER_KEY_FILE) or --master-key-command (KEYWARD_MASTER_KEY_COMMAND) is required; make a file with `keyward master-key new --file master.key`")
+		return wrong(
+			"--master-key-file (KEYWARD_MASTER_KEY_FILE) or --master-key-command (KEYWARD_MASTER_KEY_COMMAND) is required; make a file with `keyward master-key new --file master.key`",
+		)
 	case c.MasterKeyFile != "" && c.MasterKeyCommand != "":
-		return wrong("--master-key-file (KEYWARD_MASTER_KEY_FILE) and --master-key-command (KEYWARD_MASTER_KEY_COMMAND): only one can be set")
+		return wrong(
+			"--master-key-file (KEYWARD_MASTER_KEY_FILE) and --master-key-command (KEYWARD_MASTER_KEY_COMMAND): only one can be set",
+		)
 	case (c.JWTJWKS == "") == (c.JWTHS256SecretFile == ""):
 		return wrong("exactly one of --jwt-jwks (KEYWARD_JWT_JWKS) and --jwt-hs256-secret-file (KEYWARD_JWT_HS256_SECRET_FILE) is required")
 	case c.JWTIssuer == nil:

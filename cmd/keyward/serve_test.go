@@ -170,7 +170,8 @@ func TestR5Refused(t *testing.T) {
 	}
 }
 
-// R10: a server that lacks the master key of its database says so once, decides nothing, and serves once its file has the key.
+// R10: a server that lacks the master key of its database says so once, decides nothing, and serves
+// once its file has the key.
 func TestR10MissingMasterKeyAtStart(t *testing.T) {
 	t.Parallel()
 	for name, url := range map[string]func(*testing.T, string) string{
@@ -201,7 +202,8 @@ func TestR10MissingMasterKeyAtStart(t *testing.T) {
 			if v := verdict(t, p, k.Key); !v.Valid {
 				t.Errorf("with the right one again: %+v", v)
 			}
-			if n := strings.Count(p.Stderr(), "lacks a master key"); n != 1 || strings.Contains(p.Stderr(), "waiting for the database") {
+			if n := strings.Count(p.Stderr(), "lacks a master key"); n != 1 ||
+				strings.Contains(p.Stderr(), "waiting for the database") {
 				t.Errorf("%d lines about the key:\n%s", n, p.Stderr())
 			}
 		})

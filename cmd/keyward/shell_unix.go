@@ -19,7 +19,8 @@ func endWithChildren(cmd *exec.Cmd) {
 
 // keepOwner gives f the mode and the owner of the file that it is to replace.
 func keepOwner(f *os.File, old os.FileInfo) error {
-	if s, ok := old.Sys().(*syscall.Stat_t); ok && (int(s.Uid) != os.Geteuid() || int(s.Gid) != os.Getegid()) {
+	if s, ok := old.Sys().(*syscall.Stat_t); ok &&
+		(int(s.Uid) != os.Geteuid() || int(s.Gid) != os.Getegid()) {
 		if err := f.Chown(int(s.Uid), int(s.Gid)); err != nil {
 			return err
 		}

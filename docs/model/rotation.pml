@@ -1,10 +1,11 @@
 /*
  * Rotation of the master key on several nodes (R10). What the variants mean is in README.md.
  *
- * A node has a file of master keys that somebody edits at any time, in any order, and keys in memory. The database
- * names the key that it is authenticated under. Keys are bits: OLD and NEW; where both are in a file, NEW is the first.
+ * A node has a file of master keys that somebody edits at any time, in any order, and keys in
+ * memory. The database names the key that it is authenticated under. Keys are bits: OLD and NEW;
+ * where both are in a file, NEW is the first.
  *
- *   I1  A node that holds a lease has the key that the database names, so it can read the next write.
+ *   I1  A node that holds a lease has the key that the database names, so it can read what comes.
  *   I2  When a write is answered, every node that holds a lease has applied it.
  *   I3  No node calls what Keyward wrote forged.
  */
@@ -20,7 +21,7 @@
 
 byte sign = OLD;        /* what the database names */
 byte rev;               /* its revision */
-byte key[REVISIONS];    /* that the row of a revision is authenticated under; 0 = the revision of the switch, which has no row */
+byte key[REVISIONS];    /* that the row of a revision is under; 0 = of the switch, which has none */
 bool writing;           /* a write is not answered yet */
 byte writes;
 byte answered;          /* the last write that was answered */
@@ -94,7 +95,13 @@ proctype node(byte i) {
 	do
 	/* Register: it reads which key the database names, and inserts its row a while later. */
 	:: d_step { !dead[i] && !row[i] && !sees[i] && (has[i] & sign) -> sees[i] = true }
-	:: d_step { !dead[i] && sees[i] -> sees[i] = false; row[i] = true; adv[i] = has[i] & ~going[i]; applied[i] = 0 }
+	:: d_step {
+		!dead[i] && sees[i] ->
+		sees[i] = false;
+		row[i] = true;
+		adv[i] = has[i] & ~going[i];
+		applied[i] = 0
+	   }
 
 	/* Apply the next revision, under a state that opens. */
 	:: atomic {
@@ -111,11 +118,18 @@ proctype node(byte i) {
 
 	/* Renew. */
 	:: d_step {
-		!dead[i] && row[i] && !lease[i] && applied[i] == rev && SAYS_IT_HAS_THE_KEY(i) -> lease[i] = true; check()
+		!dead[i] && row[i] && !lease[i] && applied[i] == rev && SAYS_IT_HAS_THE_KEY(i) ->
+		lease[i] = true;
+		check()
 	   }
 
-	/* Read the file again. A key is added at once. One that goes is no longer claimed first; then nothing must need it. */
-	:: d_step { !dead[i] && !going[i] && has[i] != file[i] && (has[i] & ~file[i]) == 0 -> has[i] = file[i]; check() }
+	/* Read the file again. A key is added at once. One that goes is no longer claimed first;
+	   then nothing must need it. */
+	:: d_step {
+		!dead[i] && !going[i] && has[i] != file[i] && (has[i] & ~file[i]) == 0 ->
+		has[i] = file[i];
+		check()
+	   }
 	:: d_step {
 		!dead[i] && !going[i] && (has[i] & ~file[i]) != 0 ->
 		needed();
@@ -138,7 +152,13 @@ proctype node(byte i) {
 		fi;
 		used = 0
 	   }
-	:: d_step { !dead[i] && free[i] -> has[i] = has[i] & ~going[i]; going[i] = 0; free[i] = false; check() }
+	:: d_step {
+		!dead[i] && free[i] ->
+		has[i] = has[i] & ~going[i];
+		going[i] = 0;
+		free[i] = false;
+		check()
+	   }
 
 	/* Say so. */
 #ifdef ADVERTISES_THE_FILE
@@ -170,7 +190,17 @@ proctype node(byte i) {
 	   }
 
 	/* It is restarted, or stands still. */
-	:: d_step { lease[i] = false; row[i] = false; sees[i] = false; adv[i] = 0; applied[i] = 0; dead[i] = false; going[i] = 0; free[i] = false; has[i] = file[i] }
+	:: d_step {
+		lease[i] = false;
+		row[i] = false;
+		sees[i] = false;
+		adv[i] = 0;
+		applied[i] = 0;
+		dead[i] = false;
+		going[i] = 0;
+		free[i] = false;
+		has[i] = file[i]
+	   }
 	:: d_step { !dead[i] -> dead[i] = true }
 	od
 }

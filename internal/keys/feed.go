@@ -82,8 +82,8 @@ type Mark struct {
 // ErrDiverged is what a Feed answers to a mark of a history that is not its own.
 var ErrDiverged = errors.New("keys: the database lost writes that this node has seen")
 
-// ErrUnknownKey is what a Feed answers where it would have to read what is under a master key that this node lacks: it cannot be
-// decided whether that is authentic (R10).
+// ErrUnknownKey is what a Feed answers where it would have to read what is under a master key that
+// this node lacks: it cannot be decided whether that is authentic (R10).
 var ErrUnknownKey = seal.ErrUnknownKey
 
 // ErrOutdated is what a Feed answers to a program that knows an older version of the lease protocol than the database demands.
@@ -147,11 +147,12 @@ type Node struct {
 
 	// The store sets these when it registers the node and when the node's keys change.
 	DatabaseID string
-	MasterKeys []seal.KeyFingerprint // of the keys it has; nil = a program of an older version, which does not say
+	MasterKeys []seal.KeyFingerprint // of the keys it has; nil = an older version, which does not say
 }
 
-// Sealed returns the bytes that the MAC of a node's row covers: what the node says of itself, and in which database. So a
-// row of another database, whose addresses may be other machines' by now, is not authentic here.
+// Sealed returns the bytes that the MAC of a node's row covers: what the node says of itself, and
+// in which database. So a row of another database, whose addresses may be other machines' by now,
+// is not authentic here.
 func (n *Node) Sealed() []byte {
 	var b sealedBytes
 	b.text(n.DatabaseID, n.ID, n.Address, n.Version)
@@ -162,8 +163,8 @@ func (n *Node) Sealed() []byte {
 	return b
 }
 
-// HasMasterKey reports whether the node says that it has the key with that fingerprint, and other whether it has another key
-// under the same id.
+// HasMasterKey reports whether the node says that it has the key with that fingerprint, and other
+// whether it has another key under the same id.
 func (n *Node) HasMasterKey(id, fingerprint string) (has, other bool) {
 	for _, k := range n.MasterKeys {
 		if k.ID == id {
@@ -180,7 +181,7 @@ type ServingNode struct {
 	Applied    int64 // the revision it acknowledged last; -1 = none yet
 	RenewedAgo time.Duration
 	Genuine    bool // the MAC over what the node says of itself holds
-	Undecided  bool // whether it holds cannot be decided: it is under a master key that this node does not have
+	Undecided  bool // it cannot be checked: it is under a master key that this node lacks
 }
 
 // LeaseProtocol is the version of the lease protocol this program speaks. A database says which is the oldest that may serve,

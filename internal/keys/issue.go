@@ -222,7 +222,12 @@ func (s *Service) owned(ctx context.Context, tx Tx, c Call, id string) (Key, err
 
 // scope is what an idempotency key is unique in, with the key (C15).
 func (a *issuance) scope(c Call) []string {
-	return []string{c.Principal.OrganizationID, c.Principal.User, string(a.action), a.idempotencyKey}
+	return []string{
+		c.Principal.OrganizationID,
+		c.Principal.User,
+		string(a.action),
+		a.idempotencyKey,
+	}
 }
 
 // issue answers an issuance from its kept answer, or carries it out in one transaction: gate,
@@ -283,7 +288,13 @@ func (s *Service) issue(ctx context.Context, c Call, a issuance) (Issued, error)
 }
 
 // carryOut is the body of an issuing transaction.
-func (s *Service) carryOut(ctx context.Context, tx Tx, c Call, a issuance, o Organization) (Issued, error) {
+func (s *Service) carryOut(
+	ctx context.Context,
+	tx Tx,
+	c Call,
+	a issuance,
+	o Organization,
+) (Issued, error) {
 	k, err := a.prepare(ctx, tx, o)
 	if err != nil {
 		return Issued{}, err
@@ -363,11 +374,17 @@ func (s *Service) finish(h Handle) {
 	delete(s.running, h)
 }
 
-// keep encrypts the answer under the database's master key and the client's own key (C17). The lookup hash is under
-// the same key, which every node has, whatever the order of the keys in its file.
+// keep encrypts the answer under the database's master key and the client's own key (C17). The
+// lookup hash is under the same key, which every node has, whatever the order of the keys in its
+// file.
 func (s *Service) keep(ctx context.Context, tx Tx, c Call, a issuance, issued Issued) error {
 	signer := tx.Signer()
-	r := Replay{Handle: signer.Handle(a.scope(c)...), KeyID: issued.Key.ID, CreatedAt: tx.Now(), MasterKeyID: signer.KeyID()}
+	r := Replay{
+		Handle:      signer.Handle(a.scope(c)...),
+		KeyID:       issued.Key.ID,
+		CreatedAt:   tx.Now(),
+		MasterKeyID: signer.KeyID(),
+	}
 	var err error
 	if r.Fingerprint, err = s.cfg.Ring.Fingerprint(r.MasterKeyID, a.request); err != nil {
 		return err

@@ -14,9 +14,9 @@ import (
 //
 // Seals. Every key and organization row that leaves the store has been checked against its
 // seal and against the latest revision the audit log has for it; what fails has Genuine
-// false and is reported once through the store's observer. Rows are sealed as they are written. What is authenticated
-// under a master key that this node does not have is neither authentic nor forged: a method that reads it returns an
-// error that wraps seal.ErrUnknownKey.
+// false and is reported once through the store's observer. Rows are sealed as they are written.
+// What is authenticated under a master key that this node does not have is neither authentic nor
+// forged: a method that reads it returns an error that wraps seal.ErrUnknownKey.
 //
 // Time. Methods that return rows give all times in UTC and whole microseconds.
 type Store interface {
@@ -72,8 +72,8 @@ type Tx interface {
 	Revision() int64
 	// Now is one time for the whole transaction, from the same clock as Store.Now, whole microseconds.
 	Now() time.Time
-	// Signer is of the master key that the database names in this transaction. All it writes is authenticated
-	// under that key.
+	// Signer is of the master key that the database names in this transaction. All it writes is
+	// authenticated under that key.
 	Signer() seal.Signer
 
 	Key(ctx context.Context, id string) (Key, error)

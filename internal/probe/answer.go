@@ -15,10 +15,11 @@ import (
 	"github.com/syncgram/keyward/internal/verify"
 )
 
-// A question goes to an address that a table names, and that may be somebody else's by now. So it carries no credential:
-// it is a box that a holder of the master key alone makes or opens, and only for the node it is for. The answer is
-// authenticated under the master key for that question. Whoever else receives it learns nothing and can answer nothing;
-// who sends it again to that node has a question about a dead secret repeated.
+// A question goes to an address that a table names, and that may be somebody else's by now. So it
+// carries no credential: it is a box that a holder of the master key alone makes or opens, and only
+// for the node it is for. The answer is authenticated under the master key for that question.
+// Another receiver learns nothing and can answer nothing; sent to that node again, it
+// repeats a question about a dead secret.
 
 // Bounds of a question.
 const (
@@ -45,7 +46,11 @@ func addressed(databaseID, nodeID string, more ...byte) []byte {
 }
 
 // newQuestion returns the request for one node and the context of its answer.
-func newQuestion(s seal.Signer, databaseID, nodeID, secret string, now time.Time) (body, context []byte, err error) {
+func newQuestion(
+	s seal.Signer,
+	databaseID, nodeID, secret string,
+	now time.Time,
+) (body, context []byte, err error) {
 	nonce := make([]byte, nonceSize)
 	rand.Read(nonce) // never fails: crypto/rand ends the program first
 	plain, err := json.Marshal(question{Key: secret, Nonce: nonce, Asked: now.Unix()})
@@ -53,7 +58,9 @@ func newQuestion(s seal.Signer, databaseID, nodeID, secret string, now time.Time
 		return nil, nil, err
 	}
 	box := s.SealProbe(plain, addressed(databaseID, nodeID))
-	body, err = json.Marshal(api.ProbeQuestion{MasterKeyID: s.KeyID(), Box: base64.StdEncoding.EncodeToString(box)})
+	body, err = json.Marshal(
+		api.ProbeQuestion{MasterKeyID: s.KeyID(), Box: base64.StdEncoding.EncodeToString(box)},
+	)
 	return body, addressed(databaseID, nodeID, nonce...), err
 }
 
@@ -67,7 +74,8 @@ type Responder struct {
 	Now        func() time.Time // nil = time.Now
 }
 
-// ErrNotAsked means that a box is no question to this node, made by another of this deployment a moment ago.
+// ErrNotAsked means that a box is no question to this node, made by another of this deployment a
+// moment ago.
 var ErrNotAsked = errors.New("probe: not a question to this node")
 
 // verdictUndecided is the answer of a node that could not decide.
@@ -100,7 +108,11 @@ func (r *Responder) Answer(ctx context.Context, asked api.ProbeQuestion) (api.Pr
 	if v, err := r.Verify(ctx, verify.Request{Secret: q.Key}); err == nil {
 		verdict = string(v.Reason)
 	}
-	mac, err := r.Ring.SealVerdict(asked.MasterKeyID, addressed(databaseID, nodeID, q.Nonce...), verdict)
+	mac, err := r.Ring.SealVerdict(
+		asked.MasterKeyID,
+		addressed(databaseID, nodeID, q.Nonce...),
+		verdict,
+	)
 	return api.ProbeAnswer{Verdict: verdict, MAC: base64.StdEncoding.EncodeToString(mac)}, err
 }
 
@@ -108,7 +120,9 @@ func (r *Responder) Answer(ctx context.Context, asked api.ProbeQuestion) (api.Pr
 func read(s seal.Signer, context []byte, a api.ProbeAnswer) (answer, error) {
 	mac, err := base64.StdEncoding.DecodeString(a.MAC)
 	if err != nil || !s.CheckVerdict(context, a.Verdict, mac) {
-		return unreachable, errors.New("its answer is not by the node in the table: is the address another machine's?")
+		return unreachable, errors.New(
+			"its answer is not by the node in the table: is the address another machine's?",
+		)
 	}
 	switch a.Verdict {
 	case string(keys.Valid):

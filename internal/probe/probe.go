@@ -39,7 +39,8 @@ type Config struct {
 	Nodes   func(ctx context.Context) ([]keys.ServingNode, error) // those registered now
 	Every   time.Duration                                         // between two probes of the whole deployment
 
-	// Signer returns the database's id and the signer of its master key, by which nodes know each other.
+	// Signer returns the database's id and the signer of its master key, by which nodes know each
+	// other.
 	Signer func(ctx context.Context) (databaseID string, s seal.Signer, err error)
 
 	TLS    *tls.Config   // of a client of the verification listeners; nil = they are asked in the clear
@@ -84,7 +85,9 @@ type Prober struct {
 // New returns a Prober that does nothing yet.
 func New(cfg Config) (*Prober, error) {
 	if cfg.Service == nil || cfg.Nodes == nil || cfg.Signer == nil || cfg.Every <= 0 {
-		return nil, errors.New("probe: a service, the nodes, a signer and a time between probes are required")
+		return nil, errors.New(
+			"probe: a service, the nodes, a signer and a time between probes are required",
+		)
 	}
 	if cfg.Budget == 0 {
 		cfg.Budget = usualBudget
@@ -94,7 +97,8 @@ func New(cfg Config) (*Prober, error) {
 	}
 	return &Prober{cfg: cfg, metrics: newMetrics(), client: &http.Client{
 		Timeout: askTime,
-		// No proxy, and no redirect is followed: a question is for the address in the node's row alone.
+		// No proxy, and no redirect is followed: a question is for the address in the node's row
+		// alone.
 		Transport:     &http.Transport{TLSClientConfig: cfg.TLS, MaxIdleConnsPerHost: 1, IdleConnTimeout: idleTime},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil
@@ -188,7 +192,8 @@ type asker struct {
 	signer             seal.Signer
 }
 
-// nodes returns those whose row is authentic. What else is in the table was written by somebody else.
+// nodes returns those whose row is authentic. What else is in the table was written by somebody
+// else.
 func (p *Prober) nodes(ctx context.Context) ([]keys.ServingNode, error) {
 	all, err := p.cfg.Nodes(ctx)
 	if err != nil {
@@ -197,9 +202,17 @@ func (p *Prober) nodes(ctx context.Context) ([]keys.ServingNode, error) {
 	return slices.DeleteFunc(all, func(n keys.ServingNode) bool {
 		switch {
 		case n.Undecided:
-			p.cfg.Logger.Warn("a node's row is authenticated under a master key that this node lacks; it is not asked", "node", n.ID)
+			p.cfg.Logger.Warn(
+				"a node's row is authenticated under a master key that this node lacks; it is not asked",
+				"node",
+				n.ID,
+			)
 		case !n.Genuine && n.MasterKeys == nil:
-			p.cfg.Logger.Warn("a node runs an older version, which cannot be probed; it is not asked", "node", n.ID)
+			p.cfg.Logger.Warn(
+				"a node runs an older version, which cannot be probed; it is not asked",
+				"node",
+				n.ID,
+			)
 		case !n.Genuine:
 			p.cfg.Logger.Error("a node's row was not written by Keyward; it is not asked", "node", n.ID)
 		}

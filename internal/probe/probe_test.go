@@ -79,14 +79,20 @@ func (w *world) verify(_ context.Context, r verify.Request) (verify.Verdict, err
 }
 
 // node answers as the node n1, by what verify says.
-func (w *world) node(t *testing.T, verify func(context.Context, verify.Request) (verify.Verdict, error)) http.HandlerFunc {
+func (w *world) node(
+	t *testing.T,
+	verify func(context.Context, verify.Request) (verify.Verdict, error),
+) http.HandlerFunc {
 	responder := Responder{
 		Ring: w.ring, Verify: verify,
 		NodeID: func() string { return "n1" }, DatabaseID: func() string { return databaseID },
 	}
 	return func(rw http.ResponseWriter, r *http.Request) {
 		var asked api.ProbeQuestion
-		if err := json.NewDecoder(r.Body).Decode(&asked); err != nil || r.Method != http.MethodPost || r.URL.Path != "/v1/probe" || r.Header.Get("Authorization") != "" {
+		if err := json.NewDecoder(r.Body).Decode(&asked); err != nil ||
+			r.Method != http.MethodPost ||
+			r.URL.Path != "/v1/probe" ||
+			r.Header.Get("Authorization") != "" {
 			t.Errorf("%s %s, %v", r.Method, r.URL, err)
 		}
 		said, err := responder.Answer(r.Context(), asked)
@@ -98,7 +104,10 @@ func (w *world) node(t *testing.T, verify func(context.Context, verify.Request) 
 	}
 }
 
-func says(reason keys.Reason, err error) func(context.Context, verify.Request) (verify.Verdict, error) {
+func says(
+	reason keys.Reason,
+	err error,
+) func(context.Context, verify.Request) (verify.Verdict, error) {
 	return func(context.Context, verify.Request) (verify.Verdict, error) {
 		return verify.Verdict{Reason: reason}, err
 	}
@@ -127,7 +136,17 @@ func (w *world) add(t *testing.T, id string, genuine bool, answer http.HandlerFu
 	t.Helper()
 	s := httptest.NewServer(answer)
 	t.Cleanup(s.Close)
-	w.nodes = append(w.nodes, keys.ServingNode{Node: keys.Node{ID: id, Address: strings.TrimPrefix(s.URL, "http://"), MasterKeys: []seal.KeyFingerprint{{ID: "m1"}}}, Genuine: genuine})
+	w.nodes = append(
+		w.nodes,
+		keys.ServingNode{
+			Node: keys.Node{
+				ID:         id,
+				Address:    strings.TrimPrefix(s.URL, "http://"),
+				MasterKeys: []seal.KeyFingerprint{{ID: "m1"}},
+			},
+			Genuine: genuine,
+		},
+	)
 }
 
 func newWorld(t *testing.T) (*world, *Prober) {
@@ -140,7 +159,15 @@ func newWorld(t *testing.T) (*world, *Prober) {
 	if w.secret, err = format.Generate(keys.Test); err != nil {
 		t.Fatal(err)
 	}
-	p, err := New(Config{Service: w, Nodes: w.serving, Every: time.Minute, Signer: w.signer, Logger: slog.New(slog.NewJSONHandler(&w.log, nil))})
+	p, err := New(
+		Config{
+			Service: w,
+			Nodes:   w.serving,
+			Every:   time.Minute,
+			Signer:  w.signer,
+			Logger:  slog.New(slog.NewJSONHandler(&w.log, nil)),
+		},
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +277,8 @@ func TestC23Probe(t *testing.T) {
 				t.Errorf("metrics (-want +got):\n%s", diff)
 			}
 			log := w.log.String()
-			if !strings.Contains(log, tt.log) || tt.log == "" && log != "" || tt.log != "" && !strings.Contains(log, `"node":"n`) {
+			if !strings.Contains(log, tt.log) || tt.log == "" && log != "" ||
+				tt.log != "" && !strings.Contains(log, `"node":"n`) {
 				t.Errorf("log: %s", log)
 			}
 			if strings.Contains(log, w.secret.Reveal()) {
@@ -322,7 +350,8 @@ func TestProbeOfAnotherNode(t *testing.T) {
 	}
 }
 
-// A question is good for one node, one database and a few minutes; nothing else opens, and none of it takes long.
+// A question is good for one node, one database and a few minutes; nothing else opens, and none of
+// it takes long.
 func TestResponderRejects(t *testing.T) {
 	ring := newRing(t)
 	signer, err := ring.Signer("m1")
@@ -371,7 +400,8 @@ func TestResponderRejects(t *testing.T) {
 				},
 			}
 			_, err := r.Answer(t.Context(), tt.asked)
-			if (err == nil) != tt.taken || asked != tt.taken || err != nil && !errors.Is(err, ErrNotAsked) {
+			if (err == nil) != tt.taken || asked != tt.taken ||
+				err != nil && !errors.Is(err, ErrNotAsked) {
 				t.Errorf("asked %v, error %v", asked, err)
 			}
 		})

@@ -19,8 +19,9 @@ var idPattern = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,23}$`)
 const idForm = "an id is 1–24 letters, digits, '.', '_' or '-' and starts with a letter or digit"
 
 // Load reads a master key file: lines `<id>:<base64 of 32 bytes>`, the first wanted, the others
-// retired; blank lines and lines that start with # are skipped. It rejects a file that anybody beyond
-// its owner and group can read (R7), an id or key of the wrong form, a repeated id, a repeated key, and a file without a key;
+// retired; blank lines and lines that start with # are skipped. It rejects a file that anybody
+// beyond its owner and group can read (R7), an id or key of the wrong form, a repeated id, a
+// repeated key, and a file without a key;
 // each error says which line and what to do, and shows no key bytes.
 func Load(path string) (*Ring, error) {
 	file, err := secretfile.Read(path)
@@ -61,22 +62,29 @@ func (r *Ring) Missing(next *Ring) (ids []string) {
 	return ids
 }
 
-// Replace takes the keys of next, for a rotation without a restart. It rejects keys that lack one of needed,
-// with ErrKeyInUse, and a key that is not the one the ring has under its id. After an error the ring is as it was.
-// changed is false when the keys are the same as before.
+// Replace takes the keys of next, for a rotation without a restart. It rejects keys that lack one
+// of needed, with ErrKeyInUse, and a key that is not the one the ring has under its id. After an
+// error the ring is as it was. changed is false when the keys are the same as before.
 func (r *Ring) Replace(next *Ring, needed ...string) (changed bool, err error) {
 	r.reload.Lock()
 	defer r.reload.Unlock()
 	now, set := r.keys.Load(), next.keys.Load()
 	for _, id := range needed {
 		if set.byID[id] == nil {
-			return false, fmt.Errorf("%w: %q; put its line back, below the new one", ErrKeyInUse, id)
+			return false, fmt.Errorf(
+				"%w: %q; put its line back, below the new one",
+				ErrKeyInUse,
+				id,
+			)
 		}
 	}
 	changed = len(now.inOrder) != len(set.inOrder)
 	for i, k := range set.inOrder {
 		if known := now.byID[k.id]; known != nil && !known.same(k) {
-			return false, fmt.Errorf("seal: the master key %q is not the key this server knows by that id; give a new key a new id", k.id)
+			return false, fmt.Errorf(
+				"seal: the master key %q is not the key this server knows by that id; give a new key a new id",
+				k.id,
+			)
 		}
 		changed = changed || now.inOrder[i].id != k.id
 	}

@@ -2,16 +2,17 @@ package seal
 
 import "crypto/hmac"
 
-// A probe is one node's question to another about a secret. Only a holder of the master key can ask, and only
-// the node it is for can answer, so neither the question nor the answer is of use to anybody else.
+// A probe is one node's question to another about a secret. Only a holder of the master key can
+// ask, and only the node it is for can answer, so neither the question nor the answer is of use to
+// anybody else.
 
 // SealProbe encrypts and authenticates a question. additional names the node that it is for.
 func (s Signer) SealProbe(question, additional []byte) []byte {
 	return sealBox(&s.k.probes, probeBoxInfo, question, additional)
 }
 
-// OpenProbe is the inverse of SealProbe. ErrBadSeal, ErrUnknownKey. The observer of unknown keys is not told:
-// anybody can send a question.
+// OpenProbe is the inverse of SealProbe. ErrBadSeal, ErrUnknownKey. The observer of unknown keys is
+// not told: anybody can send a question.
 func (r *Ring) OpenProbe(keyID string, box, additional []byte) ([]byte, error) {
 	k := r.keys.Load().byID[keyID]
 	if k == nil {

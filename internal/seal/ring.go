@@ -10,9 +10,9 @@ import (
 	"sync/atomic"
 )
 
-// Ring is the master keys a node has. What is written is authenticated under the key that the database
-// names, by a Signer; the first key of the source is the wanted one, and a rotation makes it the database's.
-// It is safe for concurrent use. The zero Ring is not usable; see Load.
+// Ring is the master keys a node has. What is written is authenticated under the key that the
+// database names, by a Signer; the first key of the source is the wanted one, and a rotation makes
+// it the database's. It is safe for concurrent use. The zero Ring is not usable; see Load.
 type Ring struct {
 	keys      atomic.Pointer[keySet]
 	reload    sync.Mutex // held from comparing a new set with keys to storing it
@@ -93,8 +93,8 @@ func unknownKey(id string) error {
 	return fmt.Errorf("%w: %q", ErrUnknownKey, id)
 }
 
-// OnUnknownKey has fn called with each id that was looked for in vain, so that the keys are read again.
-// fn returns at once.
+// OnUnknownKey has fn called with each id that was looked for and not found, so that the keys are
+// read again. fn returns at once.
 func (r *Ring) OnUnknownKey(fn func(id string)) { r.onUnknown.Store(&fn) }
 
 // Wanted returns the id of the source's first key, which a rotation makes the database's.
@@ -113,8 +113,8 @@ func (r *Ring) KeyIDs() []string {
 	return ids
 }
 
-// A KeyFingerprint proves that two programs have the same key under an id. It reveals nothing of the key
-// and authenticates nothing.
+// A KeyFingerprint proves that two programs have the same key under an id. It reveals nothing of
+// the key and authenticates nothing.
 type KeyFingerprint struct{ ID, Fingerprint string }
 
 // fingerprintSize is how many bytes of a key's identity its fingerprint has.
@@ -140,7 +140,8 @@ func (r *Ring) FingerprintOf(id string) string {
 	return ""
 }
 
-// Signer authenticates and encrypts under one master key. It stays usable whatever becomes of the ring.
+// Signer authenticates and encrypts under one master key. It stays usable whatever becomes of the
+// ring.
 type Signer struct{ k *masterKey }
 
 // Signer returns the signer of the key that the database names. ErrUnknownKey.
@@ -233,7 +234,8 @@ func (r *Ring) OpenState(keyID string, box, additional []byte) ([]byte, error) {
 	return openBox(&k.state, stateBoxInfo, box, additional)
 }
 
-// Handles returns the lookup hashes of an idempotency record under every master key, the wanted one's
+// Handles returns the lookup hashes of an idempotency record under every master key, the wanted
+// one's
 // first: a keyed digest of the parts, each with its length before it (C15, C17).
 func (r *Ring) Handles(parts ...string) [][32]byte {
 	set := r.keys.Load()
@@ -279,7 +281,11 @@ func (s Signer) SealAnswer(idempotencyKey string, plain, additional []byte) Answ
 		panic("seal: a kept answer needs an idempotency key")
 	}
 	salt := newSalt()
-	return Answer{KeyID: s.k.id, Salt: salt, Sealed: encrypt(s.k.answer(idempotencyKey, salt), plain, additional)}
+	return Answer{
+		KeyID:  s.k.id,
+		Salt:   salt,
+		Sealed: encrypt(s.k.answer(idempotencyKey, salt), plain, additional),
+	}
 }
 
 // OpenAnswer is the inverse of SealAnswer. ErrBadSeal also when the idempotency key is another;

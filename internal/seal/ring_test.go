@@ -521,7 +521,8 @@ func TestUnknownKeysAreTold(t *testing.T) {
 func TestFingerprints(t *testing.T) {
 	one, two := line(t, "one"), line(t, "two")
 	r, other := ring(t, one, two), ring(t, line(t, "one"), two)
-	if a, b := r.FingerprintOf("two"), other.FingerprintOf("two"); a != b || len(a) != 2*fingerprintSize {
+	if a, b := r.FingerprintOf("two"), other.FingerprintOf("two"); a != b ||
+		len(a) != 2*fingerprintSize {
 		t.Errorf("one key has the fingerprints %q and %q", a, b)
 	}
 	if r.FingerprintOf("one") == other.FingerprintOf("one") {
@@ -538,9 +539,19 @@ func TestFingerprints(t *testing.T) {
 
 func TestProbe(t *testing.T) {
 	shared := line(t, "now")
-	asker, node, stranger := signer(ring(t, shared)), ring(t, line(t, "next"), shared), ring(t, line(t, "now"))
+	asker, node, stranger := signer(
+		ring(t, shared),
+	), ring(
+		t,
+		line(t, "next"),
+		shared,
+	), ring(
+		t,
+		line(t, "now"),
+	)
 	box := asker.SealProbe([]byte("question"), []byte("node 1"))
-	if plain, err := node.OpenProbe("now", box, []byte("node 1")); err != nil || string(plain) != "question" {
+	if plain, err := node.OpenProbe("now", box, []byte("node 1")); err != nil ||
+		string(plain) != "question" {
 		t.Errorf("%q, %v", plain, err)
 	}
 	for name, err := range map[string]error{
@@ -561,7 +572,9 @@ func TestProbe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if asker.CheckVerdict([]byte("nonce"), "valid", forged) || asker.CheckVerdict([]byte("nonce"), "revoked", mac) || asker.CheckVerdict([]byte("other"), "valid", mac) {
+	if asker.CheckVerdict([]byte("nonce"), "valid", forged) ||
+		asker.CheckVerdict([]byte("nonce"), "revoked", mac) ||
+		asker.CheckVerdict([]byte("other"), "valid", mac) {
 		t.Error("an answer that is another's is accepted")
 	}
 }
@@ -590,7 +603,8 @@ func TestReplace(t *testing.T) {
 			r := ring(t, one, two)
 			row := signer(r).SealRow("key", []byte("row"))
 			changed, err := r.Replace(ring(t, tt.lines...), tt.needed...)
-			if changed != tt.changed || (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			if changed != tt.changed || (err == nil) != (tt.want == "") ||
+				err != nil && !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("changed %v, error %v", changed, err)
 			}
 			noKeyBytes(t, err, append(tt.lines, one, two)...)
@@ -627,7 +641,8 @@ func TestConcurrentUse(t *testing.T) {
 				if got, err := r.OpenState(id, box, nil); err != nil || !bytes.Equal(got, content) {
 					t.Errorf("state: %q, %v", got, err)
 				}
-				if got, err := r.OpenAnswer("idem", signer(r).SealAnswer("idem", content, nil), nil); err != nil || !bytes.Equal(got, content) {
+				if got, err := r.OpenAnswer("idem", signer(r).SealAnswer("idem", content, nil), nil); err != nil ||
+					!bytes.Equal(got, content) {
 					t.Errorf("answer: %q, %v", got, err)
 				}
 				if len(r.Handles(string(content))) != 2 {

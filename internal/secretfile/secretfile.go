@@ -1,6 +1,7 @@
-// Package secretfile reads files that hold a secret, by one rule for all of them (R7): a regular file, or a link to
-// one, that nobody beyond its owner and group can read and nobody but its owner can write. So 0400, 0440, 0600 and
-// 0640 are taken, whoever the owner is: systemd's credentials and Kubernetes' mounted secrets belong to root.
+// Package secretfile reads files that hold a secret, by one rule for all of them (R7): a regular
+// file, or a link to one, that nobody beyond its owner and group can read and nobody but its owner
+// can write. So 0400, 0440, 0600 and 0640 are accepted, whatever the owner: systemd's credentials
+// and Kubernetes' mounted secrets belong to root.
 package secretfile
 
 import (
@@ -13,8 +14,8 @@ import (
 // MaxSize bounds a file, so that a device or a wrong file is not read into memory.
 const MaxSize = 64 << 10
 
-// Read returns the content of the file. The caller may clear it. Errors name the file and what to do, and show nothing
-// of the content.
+// Read returns the content of the file. The caller may clear it. Errors name the file and what to
+// do, and show nothing of the content.
 func Read(path string) ([]byte, error) {
 	// Asked before opening too, because opening a pipe waits for a writer.
 	if info, err := os.Stat(path); err != nil {
@@ -54,9 +55,19 @@ func Check(path string, info os.FileInfo) error {
 	case !mode.IsRegular():
 		return fmt.Errorf("%s is not a regular file", path)
 	case perm&0o007 != 0:
-		return fmt.Errorf("%s has mode %04o, so everybody on this machine can reach it: chmod 640 %s", path, perm, path)
+		return fmt.Errorf(
+			"%s has mode %04o, so everybody on this machine can reach it: chmod 640 %s",
+			path,
+			perm,
+			path,
+		)
 	case perm&0o020 != 0:
-		return fmt.Errorf("%s has mode %04o, so its group can change it: chmod 640 %s", path, perm, path)
+		return fmt.Errorf(
+			"%s has mode %04o, so its group can change it: chmod 640 %s",
+			path,
+			perm,
+			path,
+		)
 	}
 	return nil
 }

@@ -79,7 +79,8 @@ func TestRejections(t *testing.T) {
 	for name, want := range map[string]string{
 		"missing": "no such file", "folder": "not a regular file", "pipe": "not a regular file", "large": "larger than 64 KiB",
 	} {
-		if _, err := Read(in(name)); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), in(name)) {
+		if _, err := Read(in(name)); err == nil || !strings.Contains(err.Error(), want) ||
+			!strings.Contains(err.Error(), in(name)) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -5,8 +5,8 @@ import (
 	"github.com/syncgram/keyward/internal/keys"
 )
 
-// probe answers POST /v1/probe. It takes no credential: the question itself is authenticated, and its size is
-// bounded before it is opened.
+// probe answers POST /v1/probe. It takes no credential: the question itself is authenticated, and
+// its size is bounded before it is opened.
 func (s *Server) probe(x *exchange) error {
 	var asked api.ProbeQuestion
 	if err := x.readJSON(false, field{"master_key_id", &asked.MasterKeyID}, field{"box", &asked.Box}); err != nil {

@@ -95,7 +95,8 @@ type Operations interface {
 	Engine() string
 }
 
-// Responder answers what other nodes' probers ask; *probe.Responder does. An error means that it was not a question to this node.
+// Responder answers what other nodes' probers ask; *probe.Responder does. An error means that it
+// was not a question to this node.
 type Responder interface {
 	Answer(ctx context.Context, asked api.ProbeQuestion) (api.ProbeAnswer, error)
 }

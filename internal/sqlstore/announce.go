@@ -60,7 +60,10 @@ func (t *writeTx) announcement() string {
 	if err != nil {
 		return revision
 	}
-	keyID, box := t.signer.SealState(plain, announcementContext(t.meta.databaseID, t.state.revision))
+	keyID, box := t.signer.SealState(
+		plain,
+		announcementContext(t.meta.databaseID, t.state.revision),
+	)
 	payload := revision + " " + keyID + " " + base64.RawStdEncoding.EncodeToString(box)
 	if len(payload) > mostAnnounced {
 		return revision

@@ -165,8 +165,19 @@ func (s *Store) Register(ctx context.Context, n keys.Node) error {
 	if err != nil {
 		return err
 	}
-	added, err := s.write(ctx, s.lease, registerNode, n.ID, n.Address, n.Version, keys.LeaseProtocol, n.Lease.Microseconds(),
-		sl.KeyID, sl.MAC, keysColumn(n.MasterKeys))
+	added, err := s.write(
+		ctx,
+		s.lease,
+		registerNode,
+		n.ID,
+		n.Address,
+		n.Version,
+		keys.LeaseProtocol,
+		n.Lease.Microseconds(),
+		sl.KeyID,
+		sl.MAC,
+		keysColumn(n.MasterKeys),
+	)
 	switch {
 	case err != nil:
 		return err

@@ -14,8 +14,9 @@ import (
 	"github.com/syncgram/keyward/internal/seal"
 )
 
-// ErrOtherMasterKey means that this program has another master key under an id than the database, or than another node.
-// Nothing it would write could be read by the others, and nothing of theirs by it; only a person can say which is right.
+// ErrOtherMasterKey means that this program has another master key under an id than the database,
+// or than another node. Nothing it would write could be read by the others, and nothing of theirs
+// by it; only a person can say which is right.
 var ErrOtherMasterKey = errors.New("sqlstore: another master key under the same id")
 
 // askedFor is how long a rotation's request for a master key counts.
@@ -37,10 +38,14 @@ func (a *advertised) setGoing(ids []string) {
 
 // claimed returns those of the ring's keys that the node's row says it has. a.mu is held.
 func (a *advertised) claimed(ring *seal.Ring) []seal.KeyFingerprint {
-	return slices.DeleteFunc(ring.Fingerprints(), func(k seal.KeyFingerprint) bool { return slices.Contains(a.going, k.ID) })
+	return slices.DeleteFunc(
+		ring.Fingerprints(),
+		func(k seal.KeyFingerprint) bool { return slices.Contains(a.going, k.ID) },
+	)
 }
 
-// keysColumn is how a node's keys lie in its row. Ids and fingerprints have neither spaces nor colons.
+// keysColumn is how a node's keys lie in its row. Ids and fingerprints have neither spaces nor
+// colons.
 func keysColumn(all []seal.KeyFingerprint) string {
 	var b strings.Builder
 	b.WriteByte(' ')
@@ -61,8 +66,8 @@ func keysOfColumn(column string) (all []seal.KeyFingerprint) {
 // columnHas is what renewNode asks of the column.
 func columnHas(column, id string) bool { return strings.Contains(column, " "+id+":") }
 
-// sealNode adds to n what the store knows, and authenticates the whole under the database's master key. The lock of
-// s.advertised is held.
+// sealNode adds to n what the store knows, and authenticates the whole under the database's master
+// key. The lock of s.advertised is held.
 func (s *Store) sealNode(ctx context.Context, n *keys.Node) (seal.Seal, error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
@@ -82,13 +87,16 @@ func (s *Store) sealNode(ctx context.Context, n *keys.Node) (seal.Seal, error) {
 func (s *Store) signer(id string) (seal.Signer, error) {
 	signer, err := s.ring.Signer(id)
 	if err != nil {
-		err = fmt.Errorf("sqlstore: the database is authenticated under a master key that is missing from this node's keys: %w", err)
+		err = fmt.Errorf(
+			"sqlstore: the database is authenticated under a master key that is missing from this node's keys: %w",
+			err,
+		)
 	}
 	return signer, err
 }
 
-// Advertise writes into this node's row which master keys it has, if that or the database's master key has changed
-// since. It is called when the source of the keys changed, and every few seconds.
+// Advertise writes into this node's row which master keys it has, if that or the database's master
+// key has changed since. It is called when the source of the keys changed, and every few seconds.
 func (s *Store) Advertise(ctx context.Context) error {
 	s.advertised.mu.Lock()
 	n, keyID, claimed := s.advertised.node, s.advertised.keyID, s.advertised.claimed(s.ring)
@@ -121,8 +129,8 @@ func (s *Store) advertise(ctx context.Context) error {
 	return nil
 }
 
-// MasterKey returns the id of the key that the database is authenticated under, and the id of the one that a rotation waits for the
-// nodes to have, if there is one.
+// MasterKey returns the id of the key that the database is authenticated under, and the id of the
+// one that a rotation waits for the nodes to have, if there is one.
 func (s *Store) MasterKey(ctx context.Context) (signing, asked string, err error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
@@ -130,7 +138,10 @@ func (s *Store) MasterKey(ctx context.Context) (signing, asked string, err error
 	if err != nil {
 		return "", "", err
 	}
-	err = noMeta(s.reader.QueryRowContext(ctx, masterKeyNow, keys.Micros(now.Add(-askedFor))).Scan(&signing, &asked))
+	err = noMeta(
+		s.reader.QueryRowContext(ctx, masterKeyNow, keys.Micros(now.Add(-askedFor))).
+			Scan(&signing, &asked),
+	)
 	if asked == signing {
 		asked = ""
 	}
@@ -145,7 +156,8 @@ func (s *Store) DatabaseID() string {
 	return ""
 }
 
-// Signer returns the id of the database and the signer of the master key that it is authenticated under.
+// Signer returns the id of the database and the signer of the master key that it is authenticated
+// under.
 func (s *Store) Signer(ctx context.Context) (databaseID string, signer seal.Signer, err error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
@@ -160,12 +172,20 @@ func (s *Store) Signer(ctx context.Context) (databaseID string, signer seal.Sign
 func (s *Store) AskForMasterKey(ctx context.Context, id string) error {
 	now, err := s.Now(ctx)
 	if err == nil {
-		_, err = s.write(ctx, s.writer, askForMasterKey, id, s.ring.FingerprintOf(id), keys.Micros(now))
+		_, err = s.write(
+			ctx,
+			s.writer,
+			askForMasterKey,
+			id,
+			s.ring.FingerprintOf(id),
+			keys.Micros(now),
+		)
 	}
 	return err
 }
 
-// MasterKeysInUse returns the ids of the keys without which something in the database cannot be read. It reads whole tables.
+// MasterKeysInUse returns the ids of the keys without which something in the database cannot be
+// read. It reads whole tables.
 func (s *Store) MasterKeysInUse(ctx context.Context) (ids []string, err error) {
 	err = s.viewAll(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		st, err := s.currentState(ctx, tx)
@@ -195,11 +215,13 @@ func (s *Store) MasterKeysInUse(ctx context.Context) (ids []string, err error) {
 	return slices.Compact(ids), err
 }
 
-// ReplaceMasterKeys gives the ring the keys of next, unless the database needs a key that next lacks, or another node has another
-// key under an id of next's. After an error the ring is as it was.
+// ReplaceMasterKeys gives the ring the keys of next, unless the database needs a key that next
+// lacks, or another node has another key under an id of next's. After an error the ring is as it
+// was.
 //
-// A key is dropped in this order: the node's row no longer claims it, nothing in the database needs it, it goes. A rotation
-// that switches to it meanwhile either does not find it claimed, or is seen in the second step.
+// A key is dropped in this order: the node's row no longer claims it, nothing in the database needs
+// it, it goes. A rotation that switches to it meanwhile either does not find it claimed, or is seen
+// in the second step.
 func (s *Store) ReplaceMasterKeys(ctx context.Context, next *seal.Ring) (changed bool, err error) {
 	s.replacing.Lock()
 	defer s.replacing.Unlock()
@@ -219,7 +241,11 @@ func (s *Store) ReplaceMasterKeys(ctx context.Context, next *seal.Ring) (changed
 	}
 	s.advertised.setGoing(nil)
 	if later := s.Advertise(ctx); later != nil {
-		s.log.Warn("the node's row does not say which master keys it has; trying again", "error", later)
+		s.log.Warn(
+			"the node's row does not say which master keys it has; trying again",
+			"error",
+			later,
+		)
 	}
 	return changed, err
 }
@@ -230,7 +256,10 @@ func (s *Store) neededOf(ctx context.Context, ids []string) ([]string, error) {
 		return nil, nil
 	}
 	used, err := s.MasterKeysInUse(ctx)
-	return slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return !slices.Contains(used, id) }), err
+	return slices.DeleteFunc(
+		slices.Clone(ids),
+		func(id string) bool { return !slices.Contains(used, id) },
+	), err
 }
 
 // masterKeyRow is a row of that table.
@@ -252,8 +281,8 @@ func (s *Store) masterKeyRows(ctx context.Context, q queries) (map[string]master
 	return all, err
 }
 
-// checkSigningKey tells another key under the id of the database's from a state that somebody forged: the fingerprint differs, and
-// the state does not open.
+// checkSigningKey tells another key under the id of the database's from a state that somebody
+// forged: the fingerprint differs, and the state does not open.
 func (s *Store) checkSigningKey(ctx context.Context) error {
 	m, err := scanMeta(s.reader.QueryRowContext(ctx, readMeta))
 	if errors.Is(err, keys.ErrTampered) {
@@ -280,12 +309,16 @@ func (s *Store) checkSigningKey(ctx context.Context) error {
 }
 
 func (s *Store) otherKey(id, where string) error {
-	return fmt.Errorf("%w: the master key %q of this node is not the one that %s by that id; give it the right key, or a new key a new id",
-		ErrOtherMasterKey, id, where)
+	return fmt.Errorf(
+		"%w: the master key %q of this node is not the one that %s by that id; give it the right key, or a new key a new id",
+		ErrOtherMasterKey,
+		id,
+		where,
+	)
 }
 
-// checkMasterKeys compares this node's keys with those the database knows by fingerprint, and notes the one it is authenticated
-// under. It returns ErrOtherMasterKey.
+// checkMasterKeys compares this node's keys with those the database knows by fingerprint, and notes
+// the one it is authenticated under. It returns ErrOtherMasterKey.
 func (s *Store) checkMasterKeys(ctx context.Context) error {
 	var m meta
 	var known map[string]masterKeyRow
@@ -302,7 +335,8 @@ func (s *Store) checkMasterKeys(ctx context.Context) error {
 		return nil // nothing is known of a database whose state was forged; begin has told of it
 	}
 	for id, row := range known {
-		if own := s.ring.FingerprintOf(id); own != "" && own != row.fingerprint && row.since > 0 && id != m.keyID {
+		if own := s.ring.FingerprintOf(id); own != "" && own != row.fingerprint && row.since > 0 &&
+			id != m.keyID {
 			return s.otherKey(id, "this database knows")
 		}
 	}
@@ -320,7 +354,8 @@ func (s *Store) checkMasterKeys(ctx context.Context) error {
 	return err
 }
 
-// CompareKeys returns ErrOtherMasterKey when a node that serves has another key under the id of one in ring.
+// CompareKeys returns ErrOtherMasterKey when a node that serves has another key under the id of one
+// in ring.
 func (s *Store) CompareKeys(ctx context.Context, ring *seal.Ring) error {
 	if s.nodes != nil {
 		return nil
@@ -331,7 +366,8 @@ func (s *Store) CompareKeys(ctx context.Context, ring *seal.Ring) error {
 	}
 	for i := range nodes {
 		n := &nodes[i]
-		if !n.Genuine || n.RenewedAgo > 2*n.Lease { // what a node that is gone had is nobody's any more
+		if !n.Genuine ||
+			n.RenewedAgo > 2*n.Lease { // what a node that is gone had is nobody's any more
 			continue
 		}
 		for _, k := range n.MasterKeys {
@@ -346,10 +382,15 @@ func (s *Store) CompareKeys(ctx context.Context, ring *seal.Ring) error {
 // errLacking undoes a switch that not every node could follow.
 var errLacking = errors.New("sqlstore: a node lacks the master key")
 
-// SwitchMasterKey makes id the key that the database is authenticated under, if every registered node's row says that it has it;
-// otherwise it returns those that do not, and changes nothing. It is a write: once its commit is awaited, every node that serves has read
-// the state under the new key, or was fenced. What was authenticated before stays as it is; see Reseal.
-func (s *Store) SwitchMasterKey(ctx context.Context, id string, entry keys.AuditEntry) (commit keys.Commit, lacking []keys.ServingNode, err error) {
+// SwitchMasterKey makes id the key that the database is authenticated under, if every registered
+// node's row says that it has it; otherwise it returns those that do not, and changes nothing. It
+// is a write: once its commit is awaited, every node that serves has read the state under the new
+// key, or was fenced. What was authenticated before stays as it is; see Reseal.
+func (s *Store) SwitchMasterKey(
+	ctx context.Context,
+	id string,
+	entry keys.AuditEntry,
+) (commit keys.Commit, lacking []keys.ServingNode, err error) {
 	next, err := s.ring.Signer(id)
 	if err != nil {
 		return keys.Commit{}, nil, err
@@ -367,7 +408,10 @@ func (s *Store) SwitchMasterKey(ctx context.Context, id string, entry keys.Audit
 				if !s.canFollow(&n, id) {
 					lacking = append(lacking, n)
 				}
-				moved = append(moved, []any{n.ID, before.MAC, id, next.SealRow(keys.KindNode, n.Sealed()).MAC})
+				moved = append(
+					moved,
+					[]any{n.ID, before.MAC, id, next.SealRow(keys.KindNode, n.Sealed()).MAC},
+				)
 				return nil
 			})
 			if err != nil {
@@ -392,14 +436,18 @@ func (s *Store) SwitchMasterKey(ctx context.Context, id string, entry keys.Audit
 	return commit, nil, err
 }
 
-// canFollow reports whether a node that serves can read what is authenticated under a key of this node's.
+// canFollow reports whether a node that serves can read what is authenticated under a key of this
+// node's.
 func (s *Store) canFollow(n *keys.ServingNode, id string) bool {
 	has, _ := n.HasMasterKey(id, s.ring.FingerprintOf(id))
 	return n.Genuine && has
 }
 
 // NodesWithout returns the registered nodes that do not say they have a key of this node's.
-func (s *Store) NodesWithout(ctx context.Context, id string) (lacking []keys.ServingNode, err error) {
+func (s *Store) NodesWithout(
+	ctx context.Context,
+	id string,
+) (lacking []keys.ServingNode, err error) {
 	if s.nodes != nil {
 		return nil, nil
 	}

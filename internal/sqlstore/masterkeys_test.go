@@ -16,8 +16,8 @@ import (
 	"github.com/syncgram/keyward/internal/sqlstore"
 )
 
-// R10: what is under a master key that this node lacks is "cannot decide" by every way it can be read, and nothing is
-// reported as forged.
+// R10: what is under a master key that this node lacks is "cannot decide" by every way it can be
+// read, and nothing is reported as forged.
 func TestR10UnknownKeyIsNeverForged(t *testing.T) {
 	onBoth(t, func(t *testing.T, f *fixture) {
 		w := populate(t, f)
@@ -37,7 +37,9 @@ func TestR10UnknownKeyIsNeverForged(t *testing.T) {
 				_, err := f.Keys(t.Context(), keys.KeyQuery{OrganizationID: w.a.OrganizationID})
 				return err
 			},
-			"Tx.Key":        write(func(ctx context.Context, tx keys.Tx) error { _, err := tx.Key(ctx, w.a.ID); return err }),
+			"Tx.Key": write(
+				func(ctx context.Context, tx keys.Tx) error { _, err := tx.Key(ctx, w.a.ID); return err },
+			),
 			"Organization":  func() error { _, err := f.Organization(t.Context(), "off"); return err },
 			"Organizations": func() error { _, err := f.Organizations(t.Context(), "", 10); return err },
 			"Tx.Organization": write(func(ctx context.Context, tx keys.Tx) error {
@@ -59,21 +61,27 @@ func TestR10UnknownKeyIsNeverForged(t *testing.T) {
 			argument    any
 			ways        []string
 		}{
-			{"keys", `UPDATE keys SET seal_key_id = 'm0' WHERE id = $1`, w.a.ID, []string{"Snapshot", "Changes", "Key", "LookUp", "Keys", "Tx.Key"}},
+			{"keys", `UPDATE keys SET seal_key_id = 'm0' WHERE id = $1`, w.a.ID, []string{"Snapshot", "Changes", "Key", "Keys", "Tx.Key"}},
 			{"organizations", `UPDATE organizations SET seal_key_id = 'm0' WHERE id = $1`, "off",
 				[]string{"Snapshot", "Changes", "Organization", "Organizations", "Tx.Organization"}},
 			{"audit", `UPDATE audit SET seal_key_id = 'm0' WHERE sequence = $1`, 2, []string{"VerifyAudit"}},
 			{"meta", `UPDATE meta SET state_key_id = 'm0' WHERE one = $1`, 1,
-				[]string{"Snapshot", "Changes", "LookUp", "VerifyAudit", "CheckState", "Write", "Register"}},
+				[]string{"Snapshot", "Changes", "VerifyAudit", "CheckState", "Write", "Register"}},
 		} {
 			f.edit(t, test.edit, test.argument)
 			for _, way := range test.ways {
 				asked = nil
-				if err := ways[way](); !errors.Is(err, seal.ErrUnknownKey) || errors.Is(err, keys.ErrTampered) {
+				if err := ways[way](); !errors.Is(err, seal.ErrUnknownKey) ||
+					errors.Is(err, keys.ErrTampered) {
 					t.Errorf("%s of a %s row under another key: %v", way, test.table, err)
 				}
 				if len(asked) == 0 || asked[0] != "m0" {
-					t.Errorf("%s of a %s row: the observer of missing keys was told of %v", way, test.table, asked)
+					t.Errorf(
+						"%s of a %s row: the observer of missing keys was told of %v",
+						way,
+						test.table,
+						asked,
+					)
 				}
 			}
 			if test.table == "meta" {
@@ -89,7 +97,8 @@ func TestR10UnknownKeyIsNeverForged(t *testing.T) {
 	})
 }
 
-// R10: a node that was started early with the new file writes under the database's key, so the others can read it.
+// R10: a node that was started early with the new file writes under the database's key, so the
+// others can read it.
 func TestR10TheDatabaseNamesTheKey(t *testing.T) {
 	onBoth(t, func(t *testing.T, f *fixture) {
 		w := populate(t, f)
@@ -111,7 +120,8 @@ func TestR10TheDatabaseNamesTheKey(t *testing.T) {
 			t.Fatal(err)
 		}
 		report, err := f.Reseal(t.Context(), nil)
-		if diff := cmp.Diff(sqlstore.ResealReport{KeptAnswers: map[string]int64{}}, report); err != nil || diff != "" {
+		if diff := cmp.Diff(sqlstore.ResealReport{KeptAnswers: map[string]int64{}}, report); err != nil ||
+			diff != "" {
 			t.Errorf("re-authenticating without a switch did something: %v %s", err, diff)
 		}
 		f.options.Ring = old // a node that has not got the new key yet
@@ -122,7 +132,8 @@ func TestR10TheDatabaseNamesTheKey(t *testing.T) {
 	})
 }
 
-// R10: the database's key is switched only when every registered node has the new one, and the rows of the nodes go with it.
+// R10: the database's key is switched only when every registered node has the new one, and the rows
+// of the nodes go with it.
 func TestR10SwitchWaitsForEveryNode(t *testing.T) {
 	t.Parallel()
 	url := pgtest.URL(t)
@@ -159,7 +170,8 @@ func TestR10SwitchWaitsForEveryNode(t *testing.T) {
 			t.Errorf("%v, lacking (-want +got):\n%s", err, diff)
 		}
 		signing, _, err := a.MasterKey(t.Context())
-		if wantKey := map[bool]string{true: "m2", false: "m1"}[len(want) == 0]; signing != wantKey || err != nil {
+		if wantKey := map[bool]string{true: "m2", false: "m1"}[len(want) == 0]; signing != wantKey ||
+			err != nil {
 			t.Errorf("signing under %q, %v, want %q", signing, err, wantKey)
 		}
 		return commit
@@ -179,10 +191,17 @@ func TestR10SwitchWaitsForEveryNode(t *testing.T) {
 	switchTo("c c:1") // it has another key by that id
 
 	fresh := newRing(t, m1)
-	if err := a.CompareKeys(t.Context(), newRing(t, m2, m1)); !errors.Is(err, sqlstore.ErrOtherMasterKey) || !strings.Contains(err.Error(), `"m2"`) {
+	if err := a.CompareKeys(t.Context(), newRing(t, m2, m1)); !errors.Is(
+		err,
+		sqlstore.ErrOtherMasterKey,
+	) ||
+		!strings.Contains(err.Error(), `"m2"`) {
 		t.Errorf("a node with another key is not told: %v", err)
 	}
-	if _, err := sqlstore.Open(t.Context(), sqlstore.Options{URL: url, Ring: newRing(t, m1, m2)}); !errors.Is(err, sqlstore.ErrOtherMasterKey) {
+	if _, err := sqlstore.Open(t.Context(), sqlstore.Options{URL: url, Ring: newRing(t, m1, m2)}); !errors.Is(
+		err,
+		sqlstore.ErrOtherMasterKey,
+	) {
 		t.Errorf("opened beside a node that has another key: %v", err)
 	}
 	if err := c.Leave(t.Context(), "c"); err != nil {
@@ -192,14 +211,23 @@ func TestR10SwitchWaitsForEveryNode(t *testing.T) {
 
 	// Nobody without the key gets a lease, though it is registered; everybody with it does.
 	for name, s := range map[string]*sqlstore.Store{"a": a, "b": b} {
-		if r, err := s.Renew(t.Context(), name, commit.Mark); err != nil || r.Outcome != keys.Renewed {
+		if r, err := s.Renew(t.Context(), name, commit.Mark); err != nil ||
+			r.Outcome != keys.Renewed {
 			t.Errorf("%s: %+v, %v", name, r, err)
 		}
 	}
-	if _, err := sqlstore.Open(t.Context(), sqlstore.Options{URL: url, Ring: fresh}); !errors.Is(err, seal.ErrUnknownKey) {
+	if _, err := sqlstore.Open(t.Context(), sqlstore.Options{URL: url, Ring: fresh}); !errors.Is(
+		err,
+		seal.ErrUnknownKey,
+	) {
 		t.Errorf("opened without the key: %v", err)
 	}
-	if err := c.Register(t.Context(), keys.Node{ID: "c2"}); !errors.Is(err, sqlstore.ErrOtherMasterKey) && !errors.Is(err, keys.ErrTampered) && err != nil {
+	if err := c.Register(t.Context(), keys.Node{ID: "c2"}); !errors.Is(
+		err,
+		sqlstore.ErrOtherMasterKey,
+	) &&
+		!errors.Is(err, keys.ErrTampered) &&
+		err != nil {
 		t.Errorf("register: %v", err)
 	}
 	nodes, _, err := b.Nodes(t.Context())
@@ -222,7 +250,8 @@ func TestR10SwitchWaitsForEveryNode(t *testing.T) {
 	}
 }
 
-// R10: a node whose row says that it lacks the database's key gets no lease, whatever its memory holds.
+// R10: a node whose row says that it lacks the database's key gets no lease, whatever its memory
+// holds.
 func TestR10NoLeaseWithoutTheKey(t *testing.T) {
 	t.Parallel()
 	f := open(t, sqlstore.Postgres)
@@ -230,12 +259,16 @@ func TestR10NoLeaseWithoutTheKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.edit(t, `UPDATE serving_nodes SET master_keys = ' m0:00 '`)
-	other, err := sqlstore.Open(t.Context(), f.options) // it has not registered the row, so it cannot set it right
+	other, err := sqlstore.Open(
+		t.Context(),
+		f.options,
+	) // it has not registered the row, so it cannot set it right
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer other.Close()
-	if r, err := other.Renew(t.Context(), "n", keys.Mark{}); err != nil || r.Outcome != keys.Lagging {
+	if r, err := other.Renew(t.Context(), "n", keys.Mark{}); err != nil ||
+		r.Outcome != keys.Lagging {
 		t.Errorf("%+v, %v", r, err)
 	}
 	if r, err := f.Renew(t.Context(), "n", keys.Mark{}); err != nil || r.Outcome != keys.Lagging {
@@ -261,7 +294,9 @@ func TestR10AnotherKeyUnderTheSameID(t *testing.T) {
 		} {
 			f.options.Ring = newRing(t, lines...)
 			s, err := sqlstore.Open(t.Context(), f.options)
-			if !errors.Is(err, sqlstore.ErrOtherMasterKey) || !strings.Contains(err.Error(), `"m1"`) || strings.Contains(err.Error(), "\n") {
+			if !errors.Is(err, sqlstore.ErrOtherMasterKey) ||
+				!strings.Contains(err.Error(), `"m1"`) ||
+				strings.Contains(err.Error(), "\n") {
 				t.Errorf("%s: %v", name, err)
 			}
 			if err == nil {

@@ -133,7 +133,11 @@ func (s *Store) organization(ctx context.Context, q queries, bound int64, id str
 }
 
 // organizationOf says what a row of organizationByID stands for.
-func (s *Store) organizationOf(r *organizationRow, logged int64, latest func(revision, logged int64) bool) (keys.Organization, error) {
+func (s *Store) organizationOf(
+	r *organizationRow,
+	logged int64,
+	latest func(revision, logged int64) bool,
+) (keys.Organization, error) {
 	switch {
 	case r.Revision != 0:
 		return s.organizationFromRow(r, latest(r.Revision, logged))

@@ -26,7 +26,8 @@ type ResealReport struct {
 const resealBatch = 500
 
 // Reseal re-authenticates rows, the audit log's links and the set hash under the database's master
-// key, without a new revision; SwitchMasterKey chooses the key. What is under it already is passed over, so a run
+// key, without a new revision; SwitchMasterKey chooses the key. What is under it already is passed
+// over, so a run
 // that was cut short is simply run again. A row or entry whose seal is bad is left: nothing here makes
 // a forgery good. When the report has Left 0 and no KeptAnswers, the retired keys can go.
 //
@@ -142,7 +143,14 @@ func (r *resealing) keys(ctx context.Context, t *writeTx) (more bool, err error)
 func (r *resealing) organizations(ctx context.Context, t *writeTx) (more bool, err error) {
 	var seals [][]any
 	var seen int64
-	rows, err := t.q.QueryContext(ctx, staleOrganizations, anyRevision, r.organizationID, r.current, resealBatch)
+	rows, err := t.q.QueryContext(
+		ctx,
+		staleOrganizations,
+		anyRevision,
+		r.organizationID,
+		r.current,
+		resealBatch,
+	)
 	err = each(rows, err, func(rows *sql.Rows) error {
 		var logged int64
 		row, err := scanOrganization(rows, &logged)

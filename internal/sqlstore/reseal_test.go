@@ -15,13 +15,15 @@ import (
 	"github.com/syncgram/keyward/internal/sqlstore"
 )
 
-// rotate opens the store again with a new master key in front of the ones it has, and makes it the database's.
+// rotate opens the store again with a new master key in front of the ones it has, and makes it the
+// database's.
 func (f *fixture) rotate(t *testing.T, id string) {
 	t.Helper()
 	f.lines = append([]string{newLine(t, id)}, f.lines...)
 	f.options.Ring = newRing(t, f.lines...)
 	f.reopen(t)
-	if _, lacking, err := f.SwitchMasterKey(t.Context(), id, keys.AuditEntry{Actor: "operator", Action: keys.ActReseal, Outcome: keys.Done}); err != nil || lacking != nil {
+	if _, lacking, err := f.SwitchMasterKey(t.Context(), id, keys.AuditEntry{Actor: "operator", Action: keys.ActReseal, Outcome: keys.Done}); err != nil ||
+		lacking != nil {
 		t.Fatalf("switch to %s: %v, lacking %v", id, err, lacking)
 	}
 }
@@ -126,7 +128,8 @@ func TestResealGoesOnAndLeavesForgeries(t *testing.T) {
 			t.Errorf("%d keys sealed by the second run: it did not go on where the first one stopped", report.Keys)
 		}
 		// What was left is still under the old key, which so cannot go.
-		if used, err := f.MasterKeysInUse(t.Context()); err != nil || !slices.Equal(used, []string{"m1", "m2"}) {
+		if used, err := f.MasterKeysInUse(t.Context()); err != nil ||
+			!slices.Equal(used, []string{"m1", "m2"}) {
 			t.Errorf("in use: %v, %v", used, err)
 		}
 		f.reopen(t)

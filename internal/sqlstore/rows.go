@@ -64,8 +64,9 @@ func (s *Store) checkRow(kind string, content []byte, sealed seal.Seal, mangled,
 	return s.ring.CheckRow(kind, content, sealed)
 }
 
-// keyFromRow checks the row's MAC and sets Genuine. Whether it is of the latest revision is
-// the caller's to say. An error wraps seal.ErrUnknownKey: whether the row is authentic cannot be decided (R10).
+// keyFromRow checks the row's MAC and sets Genuine. Whether it is of the latest revision is the
+// caller's to say. An error wraps seal.ErrUnknownKey: whether the row is authentic cannot be
+// decided (R10).
 func (s *Store) keyFromRow(r *keyRow, latest bool) (keys.Key, error) {
 	err := s.checkRow(keys.KindKey, r.Sealed(), r.seal, r.mangled, latest)
 	if errors.Is(err, seal.ErrUnknownKey) {

@@ -177,7 +177,9 @@ func (s *Store) begin(ctx context.Context) error {
 		return err
 	}
 
-	signer, err := s.ring.Signer(s.ring.Wanted()) // the one time that the order of the source decides
+	signer, err := s.ring.Signer(
+		s.ring.Wanted(),
+	) // the one time that the order of the source decides
 	if err != nil {
 		return err
 	}

@@ -11,13 +11,15 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/syncgram/keyward/internal/seal"
 )
 
 // pgbouncer gives one code, 08P01, to all it says itself, so its words are looked at.
 const poolerSays = "08P01"
 
-// Away reports whether err means that the database could not be reached or is not ready to talk, so
-// that it helps to wait.
+// Away reports whether err means that the database could not be reached or is not ready to talk, or
+// that a master key is missing here (R10), so that it helps to wait.
 func Away(err error) bool {
 	if WrongSetting(err) != "" {
 		return false
@@ -32,7 +34,8 @@ func Away(err error) bool {
 	case errors.As(err, &network), errors.As(err, &name):
 		return true
 	}
-	return errors.Is(err, ErrNoPrimary) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, io.EOF) ||
+	return errors.Is(err, seal.ErrUnknownKey) || errors.Is(err, ErrNoPrimary) ||
+		errors.Is(err, context.DeadlineExceeded) || errors.Is(err, io.EOF) ||
 		errors.Is(err, io.ErrUnexpectedEOF)
 }
 

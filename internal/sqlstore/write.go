@@ -66,8 +66,8 @@ type writeTx struct {
 	now   time.Time
 	meta  meta
 	state state // as finish will seal it
-	// signer is of the master key that the database names, read under the lock: never of the one that this
-	// node's source happens to have first (R10).
+	// signer is of the master key that the database names, read under the lock: never of the one
+	// that this node's source happens to have first (R10).
 	signer seal.Signer
 
 	// What the first trip reads besides meta.
@@ -179,7 +179,10 @@ func (t *writeTx) finish() error {
 			return fmt.Errorf("sqlstore: a %s row was written without an audit entry", row.kind)
 		}
 	}
-	keyID, box := t.signer.SealState(t.state.encode(), stateContext(t.meta.databaseID, t.state.revision))
+	keyID, box := t.signer.SealState(
+		t.state.encode(),
+		stateContext(t.meta.databaseID, t.state.revision),
+	)
 	t.later(writeState, keyID, box)
 	t.q.closing, t.pending = t.pending, nil
 	return nil

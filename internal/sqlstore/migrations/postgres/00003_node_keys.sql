@@ -1,6 +1,6 @@
 -- +goose Up
--- Which master keys there are, so that another key under the same id is told from a forgery. A fingerprint proves that
--- two programs have the same key and reveals nothing of it.
+-- Which master keys there are, so that another key under the same id is told from a forgery. A
+-- fingerprint proves that two programs have the same key and reveals nothing of it.
 CREATE TABLE master_keys (
     id            TEXT   COLLATE "C" NOT NULL PRIMARY KEY,
     fingerprint   TEXT   COLLATE "C" NOT NULL,
@@ -8,5 +8,6 @@ CREATE TABLE master_keys (
     asked_at      BIGINT NOT NULL  -- when a rotation asked the nodes to have it
 );
 
--- The keys a node has, " id:fingerprint id:fingerprint "; empty = a program of an older version, which does not say.
+-- The keys a node has, " id:fingerprint id:fingerprint "; empty = a program of an older version,
+-- which does not say.
 ALTER TABLE serving_nodes ADD COLUMN master_keys TEXT COLLATE "C" NOT NULL DEFAULT '';

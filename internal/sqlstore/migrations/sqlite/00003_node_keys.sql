@@ -1,6 +1,6 @@
 -- +goose Up
--- Which master keys there are, so that another key under the same id is told from a forgery. A fingerprint proves that
--- two programs have the same key and reveals nothing of it.
+-- Which master keys there are, so that another key under the same id is told from a forgery. A
+-- fingerprint proves that two programs have the same key and reveals nothing of it.
 CREATE TABLE master_keys (
     id            TEXT    NOT NULL PRIMARY KEY,
     fingerprint   TEXT    NOT NULL,
