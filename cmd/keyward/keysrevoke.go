@@ -78,7 +78,9 @@ func (c *keysRevokeCmd) Run(ctx context.Context, t *terminal) error {
 }
 
 // requests is what to ask the server for, in order.
-func (c *keysRevokeCmd) requests(ctx context.Context, t *terminal, cl *client, filter *api.KeyFilter) ([]api.RevokeKeys, error) {
+func (c *keysRevokeCmd) requests(
+	ctx context.Context, t *terminal, cl *client, filter *api.KeyFilter,
+) ([]api.RevokeKeys, error) {
 	if filter != nil {
 		return []api.RevokeKeys{{Filter: filter, Reason: c.Reason, DryRun: c.DryRun}}, nil
 	}
@@ -105,7 +107,9 @@ func (c *keysRevokeCmd) requests(ctx context.Context, t *terminal, cl *client, f
 
 // readFile reads ids, and looks up the key of each secret. A secret that no key has is told by its
 // line, never by its text.
-func (c *keysRevokeCmd) readFile(ctx context.Context, t *terminal, cl *client) (ids []string, err error) {
+func (c *keysRevokeCmd) readFile(
+	ctx context.Context, t *terminal, cl *client,
+) (ids []string, err error) {
 	in := t.in
 	if c.FromFile != "-" {
 		f, err := os.Open(c.FromFile)
@@ -145,7 +149,9 @@ func (c *keysRevokeCmd) readFile(ctx context.Context, t *terminal, cl *client) (
 }
 
 // confirm shows what would be revoked and asks. Where nobody can be asked, --yes is needed.
-func (c *keysRevokeCmd) confirm(ctx context.Context, t *terminal, cl *client, requests []api.RevokeKeys) error {
+func (c *keysRevokeCmd) confirm(
+	ctx context.Context, t *terminal, cl *client, requests []api.RevokeKeys,
+) error {
 	f, ok := t.in.(*os.File)
 	if !ok || !isTerminal(f) || c.FromFile == "-" {
 		return wrong("--yes: say that you mean it, or see with --dry-run what would be revoked")
@@ -230,7 +236,9 @@ func (r *revocations) missing() error {
 
 // one sends a request and reads its lines. An answer without a last line, whatever the cause, leaves
 // the outcome open.
-func (r *revocations) one(ctx context.Context, cl *client, request api.RevokeKeys, p *progress) error {
+func (r *revocations) one(
+	ctx context.Context, cl *client, request api.RevokeKeys, p *progress,
+) error {
 	body, err := json.Marshal(request)
 	if err != nil {
 		return err

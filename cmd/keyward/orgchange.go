@@ -15,7 +15,7 @@ type orgUpdateCmd struct {
 	ID       string  `arg:"" help:"The organization's id."`
 	Name     *string `help:"A name for people." placeholder:"NAME"`
 	Parent   string  `help:"The organization it is a connected account of." placeholder:"ID"`
-	NoParent bool    `help:"Make it an organization of its own."`
+	NoParent bool    `help:"Take its parent away."`
 	Payments string  `enum:"keep,on,off" default:"keep" help:"Whether payments are enabled, so that it can have live keys: on or off." placeholder:"on|off"`
 	Env      string  `enum:"keep,live,test" default:"keep" help:"Its current environment." placeholder:"live|test"`
 	Force    bool    `help:"Give it a parent even if it has a key that is accepted: the parent's key acts for it from then on."`
@@ -103,7 +103,9 @@ func (c *orgEnableCmd) Run(ctx context.Context, t *terminal) error {
 	return switchOrganization(ctx, t, &c.connection, c.format, c.ID, true)
 }
 
-func switchOrganization(ctx context.Context, t *terminal, c *connection, f format, id string, on bool) error {
+func switchOrganization(
+	ctx context.Context, t *terminal, c *connection, f format, id string, on bool,
+) error {
 	cl, err := c.open()
 	if err != nil {
 		return err

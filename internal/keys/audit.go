@@ -14,7 +14,7 @@ const (
 	ActRoll            Action = "key.roll" // the key that was rolled; its successor has ActCreate
 	ActReplay          Action = "key.replay"
 	ActList            Action = "key.list" // refusals only: a list changes nothing
-	ActGet             Action = "key.get"  // refusals only, as ActList
+	ActGet             Action = "key.get"  // rejections only, as ActList
 	ActUpdate          Action = "key.update"
 	ActRevokeMany      Action = "key.revoke_many"  // of a whole run; each key has ActRevoke
 	ActPutOrganization Action = "organization.put" // also a change of single members, and a deletion

@@ -60,7 +60,9 @@ type KeyPage struct {
 }
 
 // SearchKeys returns a page of up to limit keys, newest first (O3).
-func (s *Service) SearchKeys(ctx context.Context, f KeyFilter, limit int, cursor string) (KeyPage, error) {
+func (s *Service) SearchKeys(
+	ctx context.Context, f KeyFilter, limit int, cursor string,
+) (KeyPage, error) {
 	if limit < 1 || limit > maxPage {
 		return KeyPage{}, Invalid("limit", fmt.Sprintf("limit must be a whole number from 1 to %d.", maxPage))
 	}
@@ -168,12 +170,16 @@ func (s *Service) AnyKey(ctx context.Context, id string) (UsedKey, time.Time, er
 // KeyOfSecret returns the key that a secret belongs to (O3). Whatever has no key is not found, also
 // a text that is no secret of this deployment: an earlier prefix is no reason not to find a key.
 // It counts as no use of the key.
-func (s *Service) KeyOfSecret(ctx context.Context, secret token.Secret) (UsedKey, time.Time, error) {
+func (s *Service) KeyOfSecret(
+	ctx context.Context, secret token.Secret,
+) (UsedKey, time.Time, error) {
 	return s.shown(ctx, func() (UsedKey, error) { return s.cfg.Store.KeyOfDigest(ctx, secret.Digest()) })
 }
 
 // shown is what an operator may see of the key that read finds.
-func (s *Service) shown(ctx context.Context, read func() (UsedKey, error)) (UsedKey, time.Time, error) {
+func (s *Service) shown(
+	ctx context.Context, read func() (UsedKey, error),
+) (UsedKey, time.Time, error) {
 	if err := s.proven(); err != nil {
 		return UsedKey{}, time.Time{}, err
 	}
@@ -196,7 +202,9 @@ func noSuchKey() *Error {
 }
 
 // RevokeAny ends a key of any organization, as Revoke does for its owner (O4, C21, C23).
-func (s *Service) RevokeAny(ctx context.Context, op Operator, id, reason string) (k Key, err error) {
+func (s *Service) RevokeAny(
+	ctx context.Context, op Operator, id, reason string,
+) (k Key, err error) {
 	defer func(began time.Time) { s.observe(ActRevoke, began, err) }(time.Now())
 	if err := s.checkReason(reason); err != nil {
 		return Key{}, s.rejectOperator(ctx, op, ActRevoke, id, err)
@@ -224,7 +232,9 @@ func (s *Service) RevokeAny(ctx context.Context, op Operator, id, reason string)
 }
 
 // revokeByOperator writes the revocation of a key with its audit entry.
-func (s *Service) revokeByOperator(ctx context.Context, tx Tx, op Operator, k Key, reason string) (Key, error) {
+func (s *Service) revokeByOperator(
+	ctx context.Context, tx Tx, op Operator, k Key, reason string,
+) (Key, error) {
 	if k.State != StateRevoked {
 		k.State, k.RevokedAt, k.RevokeReason = StateRevoked, tx.Now(), reason
 	}
@@ -254,7 +264,9 @@ func operatorEntry(op Operator, action Action, targetID string, now time.Time) A
 }
 
 // rejectOperator records that an operator's act on a key was rejected, and returns why.
-func (s *Service) rejectOperator(ctx context.Context, op Operator, action Action, keyID string, cause error) error {
+func (s *Service) rejectOperator(
+	ctx context.Context, op Operator, action Action, keyID string, cause error,
+) error {
 	var rejection *Error
 	if !errors.As(cause, &rejection) {
 		return undecided(cause)

@@ -103,7 +103,9 @@ func (s *Service) checkOrganizationUpdate(u *OrganizationUpdate) error {
 // DeleteOrganization makes a registered organization one that was never put, once no key of it is
 // accepted any more and it has no connected accounts (O2). Its row stays and says so; putting the
 // organization again brings it back. Repeating it is safe.
-func (s *Service) DeleteOrganization(ctx context.Context, op Operator, id string) (o Organization, err error) {
+func (s *Service) DeleteOrganization(
+	ctx context.Context, op Operator, id string,
+) (o Organization, err error) {
 	defer func(began time.Time) { s.observe(ActPutOrganization, began, err) }(time.Now())
 	if !ValidOrganizationID(id) {
 		return Organization{}, s.refuseOperator(ctx, op, id, organizationNotFound())
@@ -145,7 +147,9 @@ func (s *Service) DeleteOrganization(ctx context.Context, op Operator, id string
 
 // putOrganization writes an organization's row and its audit entry. The one action of every change
 // of an organization is what ties the log to the row (see ActPutOrganization).
-func (s *Service) putOrganization(ctx context.Context, tx Tx, op Operator, o Organization, detail string) error {
+func (s *Service) putOrganization(
+	ctx context.Context, tx Tx, op Operator, o Organization, detail string,
+) error {
 	if err := tx.PutOrganization(ctx, o); err != nil {
 		return err
 	}

@@ -142,7 +142,7 @@ type many struct {
 	report func([]ManyOne) error
 	sum    ManyReport
 	done   int
-	after  *Position // where the next batch goes on
+	after  *Position // where the next batch continues
 	found  int       // authentic keys since the last time from the beginning
 }
 
@@ -218,7 +218,9 @@ func (m *many) query(now time.Time) (KeySearch, error) {
 }
 
 // write runs one batch and waits for the barrier.
-func (m *many) write(ctx context.Context, fn func(context.Context, Tx, *batch) error) (b batch, err error) {
+func (m *many) write(
+	ctx context.Context, fn func(context.Context, Tx, *batch) error,
+) (b batch, err error) {
 	commit, err := m.s.cfg.Store.Write(ctx, Reads{}, func(ctx context.Context, tx Tx) error {
 		b = batch{}
 		return fn(ctx, tx, &b)

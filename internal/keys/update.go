@@ -48,7 +48,9 @@ func (s *Service) Get(ctx context.Context, c Call, id string) (UsedKey, time.Tim
 // Update changes the name and the description of a key that is accepted (C30). Like Revoke it
 // always writes and always passes the barrier, so a repeat completes a change whose outcome was
 // not known.
-func (s *Service) Update(ctx context.Context, c Call, r UpdateRequest) (k UsedKey, now time.Time, err error) {
+func (s *Service) Update(
+	ctx context.Context, c Call, r UpdateRequest,
+) (k UsedKey, now time.Time, err error) {
 	defer func(began time.Time) { s.observe(ActUpdate, began, err) }(time.Now())
 	if err := s.checkUpdate(&r); err != nil {
 		return UsedKey{}, now, s.Refuse(ctx, c, ActUpdate, r.KeyID, err)

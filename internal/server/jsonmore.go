@@ -27,7 +27,7 @@ func (p *parser) nullable(name string, into *nullable) error {
 	return textFault(name, err)
 }
 
-// nested is a member that is an object of its own, which holds no further one.
+// nested is a member that is an object itself and holds no further one.
 type nested struct {
 	given  bool
 	fields []field

@@ -40,7 +40,9 @@ func readOrganizationUpdate(x *exchange) (keys.OrganizationUpdate, error) {
 	}, err
 }
 
-func (s *Server) updateOrganization(ctx context.Context, c keys.Call, u keys.OrganizationUpdate) (answer, error) {
+func (s *Server) updateOrganization(
+	ctx context.Context, c keys.Call, u keys.OrganizationUpdate,
+) (answer, error) {
 	o, err := s.cfg.Service.UpdateOrganization(ctx, operator(c), u)
 	return answer{body: organization(&o), revision: o.Revision}, err
 }

@@ -496,7 +496,7 @@ export interface paths {
          * @description Changes the members given and no other, so that renaming an organization does not switch it on. A `name` or a
          *     `parent_organization_id` of `null` is removed. When this has answered `200`, verification everywhere acts on it.
          *
-         *     The key of a parent acts for its connected accounts. So a parent is given to an organization that has a key of its own only
+         *     The key of a parent acts for its connected accounts. So a parent is given to an organization that has a key only
          *     with `force`.
          */
         patch: operations["updateOrganization"];
@@ -1060,7 +1060,7 @@ export interface components {
         UpdateOrganization: {
             /** @description A name for people; `null` removes it. */
             name?: string | null;
-            /** @description The organization it is a connected account of; `null` makes it one of its own. */
+            /** @description The organization it is a connected account of; `null` takes it away. */
             parent_organization_id?: components["schemas"]["OrganizationId"] | null;
             /** @description Whether it may take payments, and so have live keys. */
             payments_enabled?: boolean | null;
