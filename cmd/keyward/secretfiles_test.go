@@ -7,7 +7,6 @@ import (
 	"syscall"
 	"testing"
 
-
 	"github.com/syncgram/keyward/internal/keywardtest"
 )
 
