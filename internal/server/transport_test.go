@@ -209,6 +209,9 @@ func TestO5Tokens(t *testing.T) {
 		}
 		base := f.listeners()[r.Listener]
 		path := strings.ReplaceAll(r.Path, "{id}", "org_a")
+		if path == "/v1/probe" {
+			continue // it takes no credential: the question is authenticated; see TestProbeRoute
+		}
 		client := path == "/v1/introspect"
 		isOpen := slices.Contains([]string{"/healthz", "/livez", "/readyz"}, path)
 		forwarded := strings.HasPrefix(path, "/v1/authorize")
