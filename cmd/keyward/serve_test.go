@@ -203,7 +203,7 @@ func TestR10MissingMasterKeyAtStart(t *testing.T) {
 				t.Errorf("with the right one again: %+v", v)
 			}
 			if n := strings.Count(p.Stderr(), "lacks a master key"); n != 1 ||
-				strings.Contains(p.Stderr(), "waiting for the database") {
+				strings.Contains(p.Stderr(), `"msg":"waiting for the database`) {
 				t.Errorf("%d lines about the key:\n%s", n, p.Stderr())
 			}
 		})

@@ -22,7 +22,7 @@ func TestProbeRoute(t *testing.T) {
 		"no object": {`[]`, 400, api.InvalidRequest},
 		"too large": {`{"box":"` + strings.Repeat("A", maxBody) + `"}`, 413, api.BodyTooLarge},
 	} {
-		got := f.do(ask{method: "POST", url: f.internal + "/v1/probe", header: header, body: tt.body})
+		got := f.do(ask{method: "POST", url: f.verification + "/v1/probe", header: header, body: tt.body})
 		got.refused(t, tt.status, tt.code, map[bool]string{true: "box"}[name == "empty" || name == "nonsense"])
 	}
 }

@@ -59,7 +59,7 @@ var ErrUndecided = errors.New("verify: cannot decide")
 
 // Why memory cannot be answered from, besides keys.ErrOutdated.
 var (
-	errNotLoaded = errors.New("the keys are not loaded yet: waiting for the database")
+	errNotLoaded = errors.New("the keys are not loaded from the database yet")
 	errNotProven = errors.New("memory does not equal the authenticated state of the database: loading again")
 	errNoLease   = errors.New("the lease has expired: the database has not been reached")
 	errBehind    = errors.New("memory has not reached MinRevision")
