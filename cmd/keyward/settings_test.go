@@ -266,7 +266,7 @@ func TestR3Wrong(t *testing.T) {
 		"lease no time":          {with(), []string{"KEYWARD_LEASE=soon"}, "--lease (KEYWARD_LEASE): must be a length of time"},
 		"user requests":          {with("--user-requests-per-minute=-1"), nil, "--user-requests-per-minute (KEYWARD_USER_REQUESTS_PER_MINUTE): must be 0"},
 		"max connections":        {with("--max-connections=7"), nil, "--max-connections (KEYWARD_MAX_CONNECTIONS): must be 0"},
-		"more than open files":   {with("--max-connections=1000000"), nil, "--max-connections (KEYWARD_MAX_CONNECTIONS): 2 listeners"},
+		"more than open files":   {with("--max-connections=1000000"), nil, "--max-connections (KEYWARD_MAX_CONNECTIONS): 3 listeners"},
 		"probes too often":       {with("--probe-every=4s"), nil, "--probe-every (KEYWARD_PROBE_EVERY): must be 0s (off) or at least 5s"},
 		"probe CA without TLS":   {with("--probe-ca-file=x"), nil, "--probe-ca-file (KEYWARD_PROBE_CA_FILE) needs --tls-cert-file"},
 		"advertise no port":      {with("--advertise=" + hidden), nil, "--advertise (KEYWARD_ADVERTISE): must be host:port"},

@@ -441,6 +441,28 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/probe": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Ask about a probe
+         * @description By this the nodes of a deployment ask each other about a key that one of them minted and ended. It takes no credential:
+         *     the question is encrypted and authenticated under the master key for the node it is for, and so is the answer for that question.
+         *     No other client has a use for it.
+         */
+        post: operations["probe"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/organizations": {
         parameters: {
             query?: never;
@@ -666,8 +688,10 @@ export interface paths {
         put?: never;
         /**
          * Rotate the master key
-         * @description Seals every row again under the first key of the master key file. Clients do not notice. A retired key that is listed in
-         *     `retireable_master_key_ids` can then be taken out of the file.
+         * @description Makes the first key of the asked node's master keys the database's and authenticates every row again under it. Clients do not
+         *     notice. Nothing is authenticated under the new key before every registered node says that it has it: the nodes are asked to read
+         *     their keys again, and if one still lacks it the answer is 409 and nothing was changed. A retired key that is listed in
+         *     `retireable_master_key_ids` can then be taken out of the files.
          */
         post: operations["rotateMasterKey"];
         delete?: never;
@@ -983,6 +1007,21 @@ export interface components {
             /** @description Whether the organization may take payments. Refunds and reports go on when it may not. */
             payments_enabled?: boolean;
         };
+        ProbeQuestion: {
+            /** @description The master key that the box is encrypted and authenticated under. */
+            master_key_id: string;
+            /** @description The question, in base64. */
+            box: string;
+        };
+        ProbeAnswer: {
+            /**
+             * @description What the node made of the secret.
+             * @enum {string}
+             */
+            verdict: "valid" | "malformed" | "unknown" | "revoked" | "expired" | "organization_inactive" | "connected_account_forbidden" | "environment_mismatch" | "undecided";
+            /** @description The authenticator of the verdict, for this question alone, in base64. */
+            mac: string;
+        };
         Introspect: {
             /** @description The secret a client presented. */
             token: string;
@@ -1239,7 +1278,7 @@ export interface components {
              * @description What was done.
              * @enum {string}
              */
-            action: "key.create" | "key.expire" | "key.revoke" | "key.roll" | "key.replay" | "key.list" | "organization.put" | "master_key.reseal" | "database.backup" | "probe.mint" | "probe.end";
+            action: "key.create" | "key.expire" | "key.revoke" | "key.roll" | "key.replay" | "key.list" | "key.get" | "key.update" | "key.revoke_many" | "organization.put" | "master_key.reseal" | "database.backup" | "probe.mint" | "probe.end" | "credential.use";
             /** @description The organization concerned. */
             organization_id?: string;
             /** @description The key or organization acted on. */
@@ -1248,7 +1287,7 @@ export interface components {
              * @description `done`, or the code of the refusal.
              * @enum {string}
              */
-            outcome: "done" | "invalid_token" | "user_token_required" | "forbidden" | "connected_account" | "organization_inactive" | "organization_unknown" | "invalid_request" | "unsupported_media_type" | "body_too_large" | "headers_too_large" | "active_key_exists" | "rate_limited" | "too_many_requests" | "idempotency_key_reused" | "idempotency_in_progress" | "idempotency_result_gone" | "api_key_not_found" | "api_key_not_active" | "organization_not_found" | "route_not_found" | "method_not_allowed" | "internal_token_required" | "unavailable" | "internal";
+            outcome: "done" | "invalid_token" | "user_token_required" | "forbidden" | "connected_account" | "organization_inactive" | "organization_unknown" | "invalid_request" | "unsupported_media_type" | "body_too_large" | "headers_too_large" | "active_key_exists" | "rate_limited" | "too_many_requests" | "idempotency_key_reused" | "idempotency_in_progress" | "idempotency_result_gone" | "api_key_not_found" | "api_key_not_active" | "master_key_missing" | "organization_not_found" | "route_not_found" | "method_not_allowed" | "internal_token_required" | "unavailable" | "internal" | "organization_exists" | "organization_has_keys" | "organization_has_connected_accounts";
             /**
              * @description What else is worth knowing, such as the reason given with a revoke. A rejection of one user that
              *     repeats is one entry a minute, which says here how often it was.
@@ -1396,7 +1435,7 @@ export interface components {
              * @description The kind of problem, for programs. Never renamed.
              * @enum {string}
              */
-            code: "invalid_token" | "user_token_required" | "forbidden" | "connected_account" | "organization_inactive" | "organization_unknown" | "invalid_request" | "unsupported_media_type" | "body_too_large" | "headers_too_large" | "active_key_exists" | "rate_limited" | "too_many_requests" | "idempotency_key_reused" | "idempotency_in_progress" | "idempotency_result_gone" | "api_key_not_found" | "api_key_not_active" | "organization_not_found" | "route_not_found" | "method_not_allowed" | "internal_token_required" | "unavailable" | "internal";
+            code: "invalid_token" | "user_token_required" | "forbidden" | "connected_account" | "organization_inactive" | "organization_unknown" | "invalid_request" | "unsupported_media_type" | "body_too_large" | "headers_too_large" | "active_key_exists" | "rate_limited" | "too_many_requests" | "idempotency_key_reused" | "idempotency_in_progress" | "idempotency_result_gone" | "api_key_not_found" | "api_key_not_active" | "master_key_missing" | "organization_not_found" | "route_not_found" | "method_not_allowed" | "internal_token_required" | "unavailable" | "internal" | "organization_exists" | "organization_has_keys" | "organization_has_connected_accounts";
             /** @description The id of the request. */
             request_id: string;
             /** @description The member, parameter or header at fault. */
@@ -1720,6 +1759,22 @@ export interface components {
                     /** @enum {unknown} */
                     code?: "idempotency_in_progress" | "idempotency_result_gone";
                 } & unknown;
+            };
+        };
+        /** @description A node lacks the master key that was to become the database's; `detail` names the nodes. Nothing was changed. */
+        MasterKeyMissing: {
+            headers: {
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                "Cache-Control": components["headers"]["No-Store"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"] & {
+                    /** @constant */
+                    status?: 409;
+                    /** @constant */
+                    code?: "master_key_missing";
+                };
             };
         };
         /** @description The key is not active, so there is nothing to roll; or the first request with this idempotency key still runs, or the key it issued works no longer. */
@@ -3414,6 +3469,52 @@ export interface operations {
             503: components["responses"]["Unavailable"];
         };
     };
+    probe: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                /**
+                 * @example {
+                 *       "master_key_id": "2024",
+                 *       "box": "7bQ0zv4mHkqk"
+                 *     }
+                 */
+                "application/json": components["schemas"]["ProbeQuestion"];
+            };
+        };
+        responses: {
+            /** @description What the node made of the secret. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Cache-Control": components["headers"]["No-Store"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "verdict": "revoked",
+                     *       "mac": "dW5kZXIgdGhlIG1hc3RlciBrZXksIDMyIGJ5dGVzISE="
+                     *     }
+                     */
+                    "application/json": components["schemas"]["ProbeAnswer"];
+                };
+            };
+            400: components["responses"]["InvalidRequest"];
+            413: components["responses"]["BodyTooLarge"];
+            415: components["responses"]["UnsupportedMediaType"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+        };
+    };
     listOrganizations: {
         parameters: {
             query?: {
@@ -3564,6 +3665,404 @@ export interface operations {
                      *     }
                      */
                     "application/json": components["schemas"]["Organization"];
+                };
+            };
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
+            409: components["responses"]["OrganizationInUse"];
+            412: components["responses"]["OrganizationExists"];
+            413: components["responses"]["BodyTooLarge"];
+            415: components["responses"]["UnsupportedMediaType"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    deleteOrganization: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description The organization's id, 1 to 128 letters, digits and `_.:-`, a letter or digit first. */
+                id: components["parameters"]["OrganizationId"];
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The organization is deleted, now or since before. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Cache-Control": components["headers"]["No-Store"];
+                    "X-Keyward-Revision": components["headers"]["X-Keyward-Revision"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "status": "deleted",
+                     *       "organization_id": "org_demo"
+                     *     }
+                     */
+                    "application/json": components["schemas"]["DeletedOrganization"];
+                };
+            };
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
+            404: components["responses"]["OrganizationNotFound"];
+            409: components["responses"]["OrganizationInUse"];
+            415: components["responses"]["UnsupportedMediaType"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    updateOrganization: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description The organization's id, 1 to 128 letters, digits and `_.:-`, a letter or digit first. */
+                id: components["parameters"]["OrganizationId"];
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                /**
+                 * @example {
+                 *       "is_active": false
+                 *     }
+                 */
+                "application/json": components["schemas"]["UpdateOrganization"];
+            };
+        };
+        responses: {
+            /** @description The organization as it is now. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Cache-Control": components["headers"]["No-Store"];
+                    "X-Keyward-Revision": components["headers"]["X-Keyward-Revision"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "organization_id": "org_demo",
+                     *       "name": "Demo Store",
+                     *       "parent_organization_id": null,
+                     *       "payments_enabled": true,
+                     *       "current_env": "live",
+                     *       "is_active": false,
+                     *       "created_at": "2024-01-10T09:00:00Z",
+                     *       "updated_at": "2024-01-12T16:20:00Z"
+                     *     }
+                     */
+                    "application/json": components["schemas"]["Organization"];
+                };
+            };
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
+            404: components["responses"]["OrganizationNotFound"];
+            409: components["responses"]["OrganizationInUse"];
+            413: components["responses"]["BodyTooLarge"];
+            415: components["responses"]["UnsupportedMediaType"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    searchKeys: {
+        parameters: {
+            query?: {
+                /** @description Only keys of this organization. */
+                organization_id?: string;
+                /** @description Only keys that this user created. */
+                created_by?: string;
+                /** @description Only keys whose secret ends with these four characters. */
+                hint?: string;
+                /** @description Only keys in this state, at this moment. */
+                status?: "active" | "overlapping" | "expired" | "revoked";
+                /** @description Only keys of this environment. */
+                env?: "live" | "test";
+                /** @description Only keys created before this time. */
+                created_before?: string;
+                /** @description At most this many. */
+                limit?: number;
+                /** @description The `next_cursor` of the page before. */
+                cursor?: string;
+            };
+            header?: {
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description A page of keys. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Cache-Control": components["headers"]["No-Store"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "keys": [
+                     *         {
+                     *           "api_key_id": "key_01hm6q9zt0e5v8s3d7k2x4w1np",
+                     *           "key_name": "Production key",
+                     *           "description": "Used by the checkout servers",
+                     *           "is_active": true,
+                     *           "created_at": "2024-01-15T10:00:00Z",
+                     *           "last_used_at": "2024-01-20T08:30:00Z",
+                     *           "expires_at": "2025-01-14T10:00:00Z",
+                     *           "env": "live",
+                     *           "hint": "i9j0",
+                     *           "status": "active",
+                     *           "revoked_at": null,
+                     *           "created_by": "user_7f3a",
+                     *           "organization_id": "org_demo"
+                     *         }
+                     *       ],
+                     *       "has_more": false,
+                     *       "next_cursor": null,
+                     *       "left_out": 0
+                     *     }
+                     */
+                    "application/json": components["schemas"]["OperatorKeyList"];
+                };
+            };
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    showKey: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description The id of the key. */
+                api_key_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The key. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Cache-Control": components["headers"]["No-Store"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "api_key_id": "key_01hm6q9zt0e5v8s3d7k2x4w1np",
+                     *       "key_name": "Production key",
+                     *       "description": "Used by the checkout servers",
+                     *       "is_active": true,
+                     *       "created_at": "2024-01-15T10:00:00Z",
+                     *       "last_used_at": "2024-01-20T08:30:00Z",
+                     *       "expires_at": "2025-01-14T10:00:00Z",
+                     *       "env": "live",
+                     *       "hint": "i9j0",
+                     *       "status": "active",
+                     *       "revoked_at": null,
+                     *       "created_by": "user_7f3a",
+                     *       "organization_id": "org_demo"
+                     *     }
+                     */
+                    "application/json": components["schemas"]["OperatorKey"];
+                };
+            };
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
+            404: components["responses"]["NoSuchKey"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    lookUpKey: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                /**
+                 * @example {
+                 *       "key": "sk_live_a1b2c3d4e5f6g7h8i9j0"
+                 *     }
+                 */
+                "application/json": components["schemas"]["LookUpKey"];
+            };
+        };
+        responses: {
+            /** @description The key. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Cache-Control": components["headers"]["No-Store"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "api_key_id": "key_01hm6q9zt0e5v8s3d7k2x4w1np",
+                     *       "key_name": "Production key",
+                     *       "description": "Used by the checkout servers",
+                     *       "is_active": true,
+                     *       "created_at": "2024-01-15T10:00:00Z",
+                     *       "last_used_at": "2024-01-20T08:30:00Z",
+                     *       "expires_at": "2025-01-14T10:00:00Z",
+                     *       "env": "live",
+                     *       "hint": "i9j0",
+                     *       "status": "active",
+                     *       "revoked_at": null,
+                     *       "created_by": "user_7f3a",
+                     *       "organization_id": "org_demo"
+                     *     }
+                     */
+                    "application/json": components["schemas"]["OperatorKey"];
+                };
+            };
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
+            404: components["responses"]["NoSuchKey"];
+            413: components["responses"]["BodyTooLarge"];
+            415: components["responses"]["UnsupportedMediaType"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    revokeAnyKey: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path: {
+                /** @description The id of the key. */
+                api_key_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                /**
+                 * @example {
+                 *       "reason": "Found in a public repository"
+                 *     }
+                 */
+                "application/json": components["schemas"]["RevokeKey"];
+            };
+        };
+        responses: {
+            /** @description The key is revoked, now or since before. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Cache-Control": components["headers"]["No-Store"];
+                    "X-Keyward-Revision": components["headers"]["X-Keyward-Revision"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "status": "revoked",
+                     *       "api_key_id": "key_01hm6q9zt0e5v8s3d7k2x4w1np"
+                     *     }
+                     */
+                    "application/json": components["schemas"]["RevokedKey"];
+                };
+            };
+            400: components["responses"]["InvalidRequest"];
+            401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
+            404: components["responses"]["NoSuchKey"];
+            413: components["responses"]["BodyTooLarge"];
+            415: components["responses"]["UnsupportedMediaType"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    revokeKeys: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Your own id of the request, kept when it is at most 128 plain characters. */
+                "X-Request-Id"?: components["parameters"]["RequestId"];
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                /**
+                 * @example {
+                 *       "filter": {
+                 *         "organization_id": "org_demo",
+                 *         "created_before": "2024-01-15T00:00:00Z"
+                 *       },
+                 *       "reason": "Found in a public repository"
+                 *     }
+                 */
+                "application/json": components["schemas"]["RevokeKeys"];
+            };
+        };
+        responses: {
+            /** @description A line for each key. */
+            200: {
+                headers: {
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    "Cache-Control": components["headers"]["No-Store"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "status": "revoked",
+                     *       "api_key_id": "key_01hm6q9zt0e5v8s3d7k2x4w1np",
+                     *       "organization_id": "org_demo",
+                     *       "done": 1,
+                     *       "total": 1
+                     *     }
+                     */
+                    "application/x-ndjson": components["schemas"]["RevokeLine"];
                 };
             };
             400: components["responses"]["InvalidRequest"];
@@ -3723,6 +4222,7 @@ export interface operations {
             };
             401: components["responses"]["InternalUnauthorized"];
             403: components["responses"]["CallerForbidden"];
+            409: components["responses"]["MasterKeyMissing"];
             415: components["responses"]["UnsupportedMediaType"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
@@ -3754,6 +4254,8 @@ export interface operations {
             };
             400: components["responses"]["InvalidRequest"];
             401: components["responses"]["InternalUnauthorized"];
+            403: components["responses"]["CallerForbidden"];
+            415: components["responses"]["UnsupportedMediaType"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
             503: components["responses"]["Unavailable"];
