@@ -184,9 +184,11 @@ type ServingNode struct {
 	Undecided  bool // it cannot be checked: it is under a master key that this node lacks
 }
 
-// LeaseProtocol is the version of the lease protocol this program speaks. A database says which is the oldest that may serve,
-// so that a program which does not know a later rule of it gets no lease.
-const LeaseProtocol = 1
+// LeaseProtocol is the version of the lease protocol this program speaks. A database says which is
+// the oldest that may serve, so that a program which does not know a later rule of it gets no lease.
+// Version 2 added the set hash to what a node checks before it acknowledges (V8), and to rows the
+// columns of migrations 3 and 4.
+const LeaseProtocol = 2
 
 // Renewal is what became of Renew.
 type Renewal struct {

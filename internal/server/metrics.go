@@ -86,7 +86,8 @@ func NewMetrics() *Metrics {
 		Name: "keyward_extauthz_checks_total", Help: "Envoy's checks answered, by the HTTP status Envoy was told; 200 passes.",
 	}, []string{"status"})
 	verdicts := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "keyward_verifications_total", Help: "Verifications by door, where the verdict came from (memory, database), and verdict; path closed is what could not be decided and was refused.",
+		Name: "keyward_verifications_total", Help: "Verifications by interface, path and verdict. Path: memory = answered at once, wait = " +
+			"answered after a wait for this node's lease or for min_revision, closed = not decided (503).",
 	}, []string{"door", "path", "reason"})
 	m := &Metrics{
 		Registry: prometheus.NewRegistry(),
@@ -184,6 +185,9 @@ func (m *Metrics) watch(v Verifier) {
 			return 1
 		})
 		counter("keyward_tampered_rows_total", "Rows that somebody else changed; each is refused.", func() float64 { return float64(v.Stats().Tampered) })
+		counter("keyward_memory_differences_total", "Times memory differed from the authenticated state "+
+			"of the database, and was discarded and loaded again.",
+			func() float64 { return float64(v.Stats().Differences) })
 		counter("keyward_fenced_total", "Times this node lost its place for not answering in time.", func() float64 { return float64(v.Stats().Fenced) })
 		gauge("keyward_announcements_heard", "1 while announcements of writes are known to arrive here; 0 = this node polls.", func() float64 {
 			if v.Stats().Announced {
