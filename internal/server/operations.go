@@ -113,8 +113,12 @@ func (s *Server) status(ctx context.Context, _ keys.Call, _ struct{}) (answer, e
 		verification.Status, verification.Detail = checkFail, err.Error()
 	}
 	rows := api.Check{Name: "seals", Status: checkOK, Detail: "every row read so far bears its seal"}
-	if stats.Tampered > 0 {
+	switch {
+	case stats.Tampered > 0:
 		rows.Status, rows.Detail = checkFail, "rows were changed by somebody else: see the log for which"
+	case stats.Differences > 0:
+		rows.Status = checkFail
+		rows.Detail = "memory differed from the authenticated state of the database: see the log"
 	}
 	checks, err := s.cfg.Operations.Checks(ctx)
 	if err != nil {
