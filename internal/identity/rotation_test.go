@@ -89,12 +89,12 @@ func TestC1IssuerStartsLater(t *testing.T) {
 		for range 9 {
 			wait := heldBack(t, a, fresh(t, k))
 			before := srv.hits.Load()
-			time.Sleep(wait - 1)
+			time.Sleep(wait - time.Nanosecond)
 			synctest.Wait()
 			if srv.hits.Load() != before {
 				t.Errorf("fetched before the %v that Retry-After said", wait)
 			}
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			synctest.Wait()
 			if srv.hits.Load() != before+1 {
 				t.Errorf("%d fetches after the %v that Retry-After said, want 1", srv.hits.Load()-before, wait)

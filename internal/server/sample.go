@@ -72,7 +72,9 @@ func (s *sampler) report(k sampleKind) {
 // sampled reports whether the line of a request is written.
 func (s *Server) sampled(l *listener, x *exchange, level slog.Level) bool {
 	anybody := x.call.Principal.User == "" && (x.status >= http.StatusBadRequest || x.route.auth == open)
-	if level != slog.LevelInfo || !anybody && x.code != api.TooManyRequests {
+	// While the issuer's keys cannot be had, every token is 503, also a stranger's.
+	undecided := anybody && x.route.auth == userToken && x.status == http.StatusServiceUnavailable
+	if level != slog.LevelInfo && !undecided || !anybody && x.code != api.TooManyRequests {
 		return true
 	}
 	return s.unauthenticated.allow(sampleKind{l.name, x.status, x.code})

@@ -12,7 +12,6 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/syncgram/keyward/api"
-	"github.com/syncgram/keyward/internal/door"
 	"github.com/syncgram/keyward/internal/keys"
 )
 
@@ -171,7 +170,7 @@ func (s *Server) slowDown(x *exchange, rejected error) {
 	case api.TooManyRequests:
 		wait = s.slowUsers.delay(x.call.Principal.User, time.Now())
 	case api.InvalidToken, api.UserTokenRequired:
-		wait = s.slowStrangers.delay(door.RemoteAddress(x.r.RemoteAddr), time.Now())
+		wait = s.slowStrangers.delay(x.ClientAddress(), time.Now())
 	}
 	if wait <= 0 {
 		return

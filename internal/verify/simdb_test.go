@@ -275,9 +275,8 @@ func simStatement[T any](ctx context.Context, p *simProcess, kind string, pool i
 	return a.value, a.err
 }
 
-// simAct is one Await or one verification: its statements' fates depend on it, and how long they took is noted for it.
+// simAct is one Await or one verification: how long its statements took is noted for it.
 type simAct struct {
-	n        int64
 	standing time.Duration // the longest
 	others   time.Duration // in all
 }
@@ -291,13 +290,6 @@ func (a *simAct) took(kind string, d time.Duration) {
 	default:
 		a.others += d
 	}
-}
-
-func actOf(ctx context.Context) int64 {
-	if a, ok := ctx.Value(simActKey{}).(*simAct); ok {
-		return a.n
-	}
-	return 0
 }
 
 // simFeed is the database as one process reaches it.
