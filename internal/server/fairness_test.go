@@ -362,25 +362,41 @@ func TestC32RepeatedRejectionsAreOneEntry(t *testing.T) {
 // A caller that nobody knows cannot fill the log: some lines of a kind pass, the others are
 // counted.
 func TestRejectedStrangersAreSampled(t *testing.T) {
-	f := newFixture(t)
-	const n = 300
-	for range n {
-		f.do(ask{method: "GET", url: f.keysURL()}).refused(t, 401, api.InvalidToken, "")
-	}
-	count := func() (lines, leftOut int) {
-		lines = len(f.logged(map[string]any{"msg": "request", "status": 401.0}))
-		for _, l := range f.logged(map[string]any{"msg": "requests left out of the log", "listener": "public", "code": "invalid_token"}) {
-			leftOut += int(l["left_out"].(float64))
-		}
-		return lines, leftOut
-	}
-	eventually(t, "all accounted for", func() bool { lines, leftOut := count(); return lines+leftOut == n })
-	if lines, _ := count(); lines > 100 {
-		t.Errorf("%d lines for %d requests", lines, n)
-	}
-	metrics := f.do(ask{method: "GET", url: f.admin + "/metrics"}).body
-	if want := fmt.Sprintf(`route="/api/v1/auth/api-keys",status="401"} %d`, n); !strings.Contains(metrics, want) {
-		t.Errorf("the metrics do not count all: no %s", want)
+	for _, tt := range []struct {
+		name   string
+		status int
+		code   api.Code
+		set    func(*setup)
+	}{
+		{"rejected tokens", 401, api.InvalidToken, func(*setup) {}},
+		{"tokens that cannot be judged", 503, api.Unavailable, func(s *setup) { s.server.Authenticator = noKeySet{} }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFixture(t, tt.set)
+			const n = 300
+			for range n {
+				f.do(ask{method: "GET", url: f.keysURL(), header: http.Header{"Authorization": {"Bearer x"}}}).
+					refused(t, tt.status, tt.code, "")
+			}
+			count := func() (lines, leftOut int) {
+				lines = len(f.logged(map[string]any{"msg": "request", "status": float64(tt.status)}))
+				for _, l := range f.logged(map[string]any{
+					"msg": "requests left out of the log", "listener": "public", "code": string(tt.code),
+				}) {
+					leftOut += int(l["left_out"].(float64))
+				}
+				return lines, leftOut
+			}
+			eventually(t, "all accounted for", func() bool { lines, leftOut := count(); return lines+leftOut == n })
+			if lines, _ := count(); lines > 100 {
+				t.Errorf("%d lines for %d requests", lines, n)
+			}
+			metrics := f.do(ask{method: "GET", url: f.admin + "/metrics"}).body
+			want := fmt.Sprintf(`route="/api/v1/auth/api-keys",status="%d"} %d`, tt.status, n)
+			if !strings.Contains(metrics, want) {
+				t.Errorf("the metrics do not count all: no %s", want)
+			}
+		})
 	}
 }
 
