@@ -14,6 +14,7 @@ import (
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/header_mutation/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
+	managerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	_ "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -53,6 +54,13 @@ func TestV4EnvoyExamples(t *testing.T) {
 					switch m := m.(type) {
 					case *extauthzv3.ExtAuthz:
 						filters = append(filters, m)
+					case *managerv3.HttpConnectionManager:
+						// Routes, and so their rules, are found by the path as the upstream reads it.
+						if !m.GetNormalizePath().GetValue() || !m.MergeSlashes ||
+							m.PathWithEscapedSlashesAction != managerv3.HttpConnectionManager_REJECT_REQUEST {
+							t.Errorf("paths: %v, %t, %v",
+								m.NormalizePath, m.MergeSlashes, m.PathWithEscapedSlashesAction)
+						}
 					case *mutationv3.HeaderMutation:
 						checkRemoved(t, m)
 					case *extauthzv3.CheckSettings:
