@@ -28,7 +28,7 @@ func onNode(t *testing.T) (p *platform, live string) {
 		t.Fatal(err)
 	}
 	node := keywardtest.Start(t, keywardtest.Options{
-		Flags: []string{"--internal-token-file=" + tokens, "--lease=60s"},
+		Flags: []string{"--credentials-file=" + tokens, "--lease=60s"},
 	})
 	p.nodes = []*keywardtest.Process{node, node, node}
 	p.api = newPayments(t, nil)

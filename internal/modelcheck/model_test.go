@@ -44,7 +44,7 @@ func (o outcome) String() string {
 }
 
 // models are the files, each with what it is checked for.
-var models = map[string][]check{"lease.pml": leaseChecks, "sethash.pml": setHashChecks}
+var models = map[string][]check{"lease.pml": leaseChecks, "sethash.pml": setHashChecks, "rotation.pml": rotationChecks}
 
 // setHashChecks are those of what memory is compared with (V8).
 var setHashChecks = []check{

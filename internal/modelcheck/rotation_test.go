@@ -1,14 +1,6 @@
 package modelcheck
 
-import (
-	"os"
-	"os/exec"
-	"regexp"
-	"strings"
-	"testing"
-)
-
-const rotationModel = "../../docs/model/rotation.pml"
+import "testing"
 
 // rotationChecks are the size that a test can afford, a rule that is not needed, and every seeded
 // error.
@@ -40,32 +32,4 @@ var rotationChecks = []check{
 
 // R10: no node that serves loses sight of the database in a rotation, and none calls forged what
 // Keyward wrote.
-func TestR10Rotation(t *testing.T) {
-	text, err := os.ReadFile(rotationModel)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, program := range []string{"spin", "gcc"} {
-		if _, err := exec.LookPath(program); err != nil {
-			t.Fatal(howToGet)
-		}
-	}
-	for _, c := range rotationChecks {
-		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			got, report := search(t, text, c)
-			if got != c.want {
-				t.Fatalf("%s: %v, want %v\n%s", c.flags, got, c.want, report)
-			}
-		})
-	}
-	var given []string
-	for _, c := range rotationChecks {
-		given = append(given, c.flags)
-	}
-	for _, m := range regexp.MustCompile(`(?m)^#ifn?def ([A-Z_]{2,})$|defined\(([A-Z_]+)\)`).FindAllStringSubmatch(string(text), -1) {
-		if name := m[1] + m[2]; !strings.Contains(strings.Join(given, " ")+" ", "-D"+name+" ") {
-			t.Errorf("no check sets %s", name)
-		}
-	}
-}
+func TestR10Rotation(t *testing.T) { runChecks(t, "rotation.pml") }

@@ -136,11 +136,18 @@ func (v *Verifier) follow(ctx context.Context, nodeID string) (fenced bool, err 
 			continue
 		}
 		next, stop := v.clock.timer(v.pollEvery())
-		select {
-		case <-v.wake:
-		case <-v.hurry:
-		case <-next:
-		case <-ctx.Done():
+		for waits := true; waits; {
+			select {
+			case <-v.hurry:
+				held := v.view.Load()
+				waits = ctx.Err() == nil && v.asked.Load() <= held.applied.Revision &&
+					held.lease.goodAt(v.clock.now())
+				continue
+			case <-v.wake:
+			case <-next:
+			case <-ctx.Done():
+			}
+			waits = false
 		}
 		stop()
 		v.awake()
@@ -159,8 +166,17 @@ func (v *Verifier) pollEvery() time.Duration {
 	return v.cfg.Poll
 }
 
-// retry runs fn until it succeeds, with growing pauses, and reports false when ctx ended first.
+// retry runs fn, a step of the follow loop, until it succeeds, with growing pauses that end early
+// when somebody waits for the loop, and reports false when ctx ended first.
 func (v *Verifier) retry(ctx context.Context, what string, fn func(context.Context) error) bool {
+	return v.retryAfter(ctx, v.pause, what, fn)
+}
+
+// retryAfter is retry with another pause, for what is not a step of the follow loop.
+func (v *Verifier) retryAfter(
+	ctx context.Context, rest func(context.Context, time.Duration) bool,
+	what string, fn func(context.Context) error,
+) bool {
 	pause := 50 * time.Millisecond
 	for {
 		began := v.clock.now().mono
@@ -175,7 +191,7 @@ func (v *Verifier) retry(ctx context.Context, what string, fn func(context.Conte
 		if !errors.Is(err, keys.ErrUnknownKey) { // what reads the keys again has logged it, once
 			v.cfg.Logger.Warn("the database does not answer; trying again", "to", what, "error", err, "in", pause.String())
 		}
-		if !v.pause(ctx, pause) {
+		if !rest(ctx, pause) {
 			return false
 		}
 		pause = min(2*pause, time.Second)
@@ -185,28 +201,41 @@ func (v *Verifier) retry(ctx context.Context, what string, fn func(context.Conte
 // pause waits before the next try, shorter when a write has committed, since the database is back
 // then, or when verifications wait for the lease.
 func (v *Verifier) pause(ctx context.Context, d time.Duration) bool {
-	hurry := (chan struct{})(nil) // not before hurryAfter
-	for _, d := range []time.Duration{min(d, hurryAfter), d - min(d, hurryAfter)} {
-		next, stop := v.clock.timer(d)
+	next, stop := v.clock.timer(d)
+	defer stop()
+	soon, stopSoon := v.clock.timer(min(d, hurryAfter))
+	defer stopSoon()
+	hurry := (chan struct{})(nil) // not before soon
+	for {
 		select {
-		case <-v.wake:
-			stop()
-			v.awake()
-			return ctx.Err() == nil
+		case <-soon:
+			hurry = v.hurry
 		case <-hurry:
-			stop()
+		case <-v.wake:
 			v.awake()
 			return ctx.Err() == nil
 		case <-next:
+			return ctx.Err() == nil
 		case <-ctx.Done():
-		}
-		stop()
-		if ctx.Err() != nil {
 			return false
 		}
-		hurry = v.hurry
+		if hurry != nil && v.waiting.Load() > 0 {
+			v.awake()
+			return ctx.Err() == nil
+		}
 	}
-	return true
+}
+
+// rest waits, and reports false when ctx ended first.
+func (v *Verifier) rest(ctx context.Context, d time.Duration) bool {
+	next, stop := v.clock.timer(d)
+	defer stop()
+	select {
+	case <-next:
+		return ctx.Err() == nil
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // awake takes what the loop was woken for: it looks at everything now.
@@ -219,23 +248,26 @@ func (v *Verifier) awake() {
 	}
 }
 
-// giveUpSlow gives a statement up that has had no answer for hurryAfter while verifications wait
-// for the lease: its connection may be dead, and the database back. It returns when done is closed.
-func (v *Verifier) giveUpSlow(done <-chan struct{}, giveUp func()) {
-	hurry := (chan struct{})(nil)
-	soon, stop := v.clock.timer(hurryAfter)
+// giveUpSlow gives a statement up that has had no answer for long while verifications wait for the
+// lease: its connection may be dead, and the database back. A database may also be that slow, so
+// the next statement gets twice as long (patience), until one is answered. It returns when done is
+// closed.
+func (v *Verifier) giveUpSlow(done <-chan struct{}, patience time.Duration, giveUp func()) {
+	soon, stop := v.clock.timer(patience)
 	defer stop()
-	for {
+	select {
+	case <-done:
+		return
+	case <-soon:
+	}
+	for v.waiting.Load() == 0 {
 		select {
 		case <-done:
 			return
-		case <-soon:
-			hurry = v.hurry
-		case <-hurry:
-			giveUp()
-			hurry = nil
+		case <-v.hurry:
 		}
 	}
+	giveUp()
 }
 
 // leave gives the lease back: the view is closed first, so that nothing is answered from
@@ -274,8 +306,15 @@ func (v *Verifier) renew(ctx context.Context, nodeID string) (keys.Outcome, erro
 		defer cancel()
 		done := make(chan struct{})
 		defer close(done)
-		go v.giveUpSlow(done, cancel)
+		gaveUp := make(chan struct{})
+		go v.giveUpSlow(done, v.patience, func() { close(gaveUp); cancel() })
 		renewal, err = v.cfg.Feed.Renew(ctx, nodeID, held.applied)
+		select {
+		case <-gaveUp:
+			v.patience = min(2*v.patience, v.cfg.Lease)
+		default:
+			v.patience = hurryAfter
+		}
 		return err
 	})
 	if err != nil {

@@ -193,7 +193,8 @@ func (v *Verifier) revokeLost(ctx context.Context) {
 			continue
 		}
 		for _, id := range v.lost.take() {
-			if !v.retry(ctx, "revoke a key again", func(ctx context.Context) error { return v.cfg.RevokeAgain(ctx, id) }) {
+			again := func(ctx context.Context) error { return v.cfg.RevokeAgain(ctx, id) }
+			if !v.retryAfter(ctx, v.rest, "revoke a key again", again) {
 				return
 			}
 			v.counters.revokedAgain.Add(1)

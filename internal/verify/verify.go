@@ -130,12 +130,14 @@ type Verifier struct {
 	// first of all, and holds the lease it loaded against the clock last.
 	view atomic.Pointer[view]
 
-	wake  chan struct{} // there is something to read
-	hurry chan struct{} // a verification waits for the lease; heeded after hurryAfter at the earliest
-	heard heardWrites
-	asked atomic.Int64 // the MinRevision of a verification that waits; 0 = none
-	told  atomic.Int64 // the revision the loop was woken for last; to spare it waking, so that a lost update does no harm
-	acked *broadcast   // this node renewed its lease
+	wake     chan struct{} // there is something to read
+	hurry    chan struct{} // a verification has begun to wait for the lease or for a revision
+	waiting  atomic.Int64  // verifications that do
+	patience time.Duration // of giveUpSlow, for the next renewal; the follow loop's
+	heard    heardWrites
+	asked    atomic.Int64 // the MinRevision of a verification that waits; 0 = none
+	told     atomic.Int64 // the revision the loop was woken for last; to spare it waking, so that a lost update does no harm
+	acked    *broadcast   // this node renewed its lease
 
 	clock    clock
 	quiet    time.Duration          // between renewals while announcements arrive
@@ -215,7 +217,7 @@ func New(cfg Config) (*Verifier, error) {
 	}
 	v := &Verifier{
 		cfg: cfg, wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), acked: newBroadcast(),
-		clock: newSystemClock(), quiet: min(mostQuiet, cfg.Lease/4),
+		clock: newSystemClock(), quiet: min(mostQuiet, cfg.Lease/4), patience: hurryAfter,
 		lost: lostRevocations{arrived: make(chan struct{}, 1)},
 	}
 	v.ear.forget()
@@ -292,6 +294,8 @@ func (v *Verifier) waitForMemory(ctx context.Context, minRevision int64) {
 	if held := v.view.Load(); held != nil && held.applied.Revision < minRevision {
 		v.asked.Store(minRevision)
 	}
+	v.waiting.Add(1)
+	defer v.waiting.Add(-1)
 	select {
 	case v.hurry <- struct{}{}: // not wake: an away database is not asked more often
 	default:
