@@ -197,6 +197,36 @@ func TestP1LeaseCountsFromTheSending(t *testing.T) {
 	})
 }
 
+// R5: verifications that wait have a renewal given up that may hang on a dead connection. A database
+// that needs longer is given longer each time: under a constant stream of verifications a node gets
+// its first lease all the same.
+func TestR5SlowDatabaseUnderLoad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		feed := &interceptedFeed{memoryFeed: newMemoryFeed()}
+		secret, key := newKey(t, "org_a", keys.Live)
+		feed.write(key)
+		feed.renew = func(ctx context.Context, next func() (keys.Renewal, error)) (keys.Renewal, error) {
+			select {
+			case <-time.After(3 * hurryAfter):
+				return next()
+			case <-ctx.Done():
+				return keys.Renewal{}, ctx.Err()
+			}
+		}
+		v, _ := start(t, feed, nil)
+		for began := time.Now(); ; time.Sleep(time.Millisecond) {
+			go func() { _, _ = v.Verify(t.Context(), Request{Secret: secret}) }()
+			if v.Ready() == nil {
+				break
+			}
+			if time.Since(began) > 5*time.Second {
+				t.Fatal("no lease in 5 s from a database that answers in 0.3 s")
+			}
+		}
+		synctest.Wait()
+	})
+}
+
 // P1: only a renewal extends a lease, and only with everything applied. A node that is told it lags behind, or
 // that reads changes, and then cannot go on decides nothing from memory once its lease is over.
 func TestP1OnlyARenewalExtendsTheLease(t *testing.T) {
