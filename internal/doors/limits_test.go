@@ -23,12 +23,12 @@ func onNode(t *testing.T) (p *platform, live string) {
 		Transport: &http.Transport{}, Timeout: keywardtest.Patience,
 	}}
 	t.Cleanup(p.client.CloseIdleConnections)
-	tokens := filepath.Join(t.TempDir(), "tokens")
-	if err := os.WriteFile(tokens, []byte(p.token+"\n"), 0o600); err != nil {
+	credentials := filepath.Join(t.TempDir(), "credentials")
+	if err := os.WriteFile(credentials, []byte("proxy verify,operate "+p.token+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	node := keywardtest.Start(t, keywardtest.Options{
-		Flags: []string{"--credentials-file=" + tokens, "--lease=60s"},
+		Flags: []string{"--credentials-file=" + credentials, "--lease=60s"},
 	})
 	p.nodes = []*keywardtest.Process{node, node, node}
 	p.api = newPayments(t, nil)
