@@ -250,16 +250,14 @@ CREATE TABLE lineage (`,
 	}}, verification, "TestI2RestoredBackup", true},
 
 	{"changes are read when announced, and not polled for", []Defect{{File: followFile,
-		Old: `		case <-next:
-		case <-ctx.Done():
-		}
-		stop()
-		v.awake()`,
-		New: `		case <-ctx.Done():
-		}
-		_ = next
-		stop()
-		v.awake()`,
+		Old: `			case <-next:
+			case <-ctx.Done():
+			}
+			waits = false`,
+		New: `			case <-ctx.Done():
+			}
+			_ = next
+			waits = false`,
 	}}, verification, "TestP1LostAnnouncementCostsAPoll", true},
 
 	{"reads go to a standby", []Defect{{File: connectorFile,
