@@ -123,12 +123,13 @@ func newNode(cfg nodeConfig) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
+	writes, lists := cfg.database.AtOnce()
 	n.service, err = keys.NewService(keys.Config{
 		Store: n.db, Ring: cfg.ring, Format: cfg.format, Barrier: n.verifier, Render: server.RenderIssued,
 		Manages: n.verifier.Manages, Proven: n.verifier.Proven, HeldRevision: n.verifier.HeldRevision,
 		RequiredRoles: cfg.requiredRoles, RoleClaim: cfg.roleClaim, RequireRegistered: cfg.requireRegistered,
 		MaxExpiresInDays: cfg.maxExpiresInDays, MaxOverlap: cfg.maxOverlap, Observe: n.metrics.Act,
-		Writes: writesAtOnce[n.db.engine()], Reads: readsAtOnce[n.db.engine()], Logger: cfg.logger,
+		Writes: writes, Reads: lists, Logger: cfg.logger,
 	})
 	if err != nil {
 		return nil, err

@@ -53,6 +53,18 @@ func sharesOf(total int) shares {
 	return s
 }
 
+// AtOnce returns how many writes, and how many reads for lists, there should be at the same time.
+// PostgreSQL's writers wait for the lock behind each other, so that it is never free between two.
+// Lists leave half of the readers to others. SQLite has one writer, and reads with this process's
+// own processors: one list at a time leaves the others to verification.
+func (o Options) AtOnce() (writes, lists int) {
+	if strings.HasPrefix(o.URL, SQLite+":") {
+		return 1, 1
+	}
+	s := sharesOf(o.Connections)
+	return s.writer, max(1, s.reader/2)
+}
+
 func (s shares) total() int64 { return int64(s.writer + s.reader + s.barrier + s.lease + s.listen) }
 
 // String says it in words.
