@@ -23,8 +23,10 @@ type key struct {
 	id, secret   string
 	organization *organization
 
-	// Its row was edited by somebody else: a node may deny it as unknown instead of revoked.
-	tampered atomic.Bool
+	// Its row was edited by somebody else: a revoke that finds the older row has a time of its own.
+	edited bool
+	// Until the row is back and written again, a node may deny the key as unknown.
+	withheld atomic.Bool
 }
 
 func (k *key) String() string { return k.id + " of " + k.organization.id }
@@ -156,7 +158,7 @@ func (w *crowd) verify(ctx context.Context, p *process, k *key) (decided bool, v
 		return false, strange
 	}
 	v = verdictOf(answered.Reason)
-	if v == strange && answered.Reason == "unknown" && k.tampered.Load() {
+	if v == strange && answered.Reason == "unknown" && k.withheld.Load() {
 		v = keyRefused
 	}
 	if answered.Valid != (v == accepted) {
