@@ -69,7 +69,8 @@ var editsOfLog = []string{
 		remote_address, request_id, 0, hash, seal_key_id, seal FROM audit ORDER BY sequence DESC LIMIT 1`,
 	strings.ReplaceAll(takeEntries, "$ENTRIES", `sequence = (SELECT max(sequence) / 2 FROM audit)`) +
 		`UPDATE audit SET actor = 'nobody' WHERE sequence IN (SELECT sequence FROM writer_audit)`,
-	strings.ReplaceAll(takeEntries, "$ENTRIES", `target_id IN (SELECT id FROM writer_keys) AND action = 'key.create'`) +
+	strings.ReplaceAll(takeEntries, "$ENTRIES",
+		`target_id IN (SELECT id FROM writer_keys) AND action = 'key.create'`) +
 		`DELETE FROM audit WHERE sequence IN (SELECT sequence FROM writer_audit)`,
 }
 
@@ -93,11 +94,11 @@ func (w *crowd) edit(batch *key, statements string) {
 	}
 }
 
-// editDatabase keeps rows of revoked keys and of switched-off organizations from the nodes while
+// editDatabase keeps rows of revoked keys and switched-off organizations from the nodes while
 // they are written and for a while afterwards, puts older rows back, edits the audit log, swallows
-// notifications and has a node load what is left; then it puts everything back. Meanwhile a node may
-// decide nothing, or deny. It never accepts what was answered to be revoked or off (V8); the checks
-// find that. Afterwards all nodes decide again.
+// notifications and has a node load what is left. Then it puts everything back. Meanwhile a node
+// may decide nothing, or deny. It never accepts what was answered to be revoked or off (V8): the
+// checks find that. Afterwards all nodes decide again.
 func (w *crowd) editDatabase(count int, r *rand.Rand) {
 	var answered atomic.Int64 // writes whose rows were kept from the nodes at that time
 	for i := range count {

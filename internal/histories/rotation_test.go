@@ -20,8 +20,8 @@ import (
 )
 
 // R10: the master key is rotated under load, on nodes whose files have the old, the new and other
-// keys in different orders. No good key is denied, no node closes, and no request fails. Nothing
-// else happens meanwhile, so the test runs before those that run beside each other.
+// keys in different orders. No good key is denied, no node closes, and no request fails. The test
+// is not parallel: nothing else may load the machine while "no node closes" is asserted.
 func TestHistoriesRotation(t *testing.T) {
 	overlay := defect.Overlay(t, defect.Defect{
 		Name: "a rotation waits for a node's key for a shorter time", File: "cmd/keyward/operations.go",
@@ -32,16 +32,19 @@ func TestHistoriesRotation(t *testing.T) {
 	lines := masterKeyLines(t, rotations+1)
 	writeKeys(t, filepath.Join(dir, "master.key"), lines[0])
 	for i := range 3 {
-		writeKeys(t, filepath.Join(dir, fmt.Sprintf("master-%d.key", i)), filesBefore(t, lines, 0)[i]...)
+		file := filepath.Join(dir, fmt.Sprintf("master-%d.key", i))
+		writeKeys(t, file, filesBefore(t, lines, 0)[i]...)
 	}
-	w := newCrowd(newCluster(t, keywardtest.Options{Dir: dir, Overlay: overlay}, 3, pgtest.NewServer(t)))
+	options := keywardtest.Options{Dir: dir, Overlay: overlay}
+	w := newCrowd(newCluster(t, options, 3, pgtest.NewServer(t)))
 	w.once = true // an idempotency record needs the key it was made under, for a day
 	rotation := nemesis{"R10 rotation", func(w *crowd, _ int, _ *rand.Rand) {
 		for i := range rotations {
 			w.rotate(lines, i)
 		}
 	}}
-	w.play(rand.Uint64(), []nemesis{rotation}, map[string]int{healthy.fault: 50, "R10": rotations}).judge()
+	counts := map[string]int{healthy.fault: 50, "R10": rotations}
+	w.play(rand.Uint64(), []nemesis{rotation}, counts).judge()
 	if n := w.figures.undecided.Load(); n > 0 {
 		w.tb.Errorf("R10: %d verifications were not decided", n)
 	}
@@ -49,7 +52,9 @@ func TestHistoriesRotation(t *testing.T) {
 		w.tb.Errorf("R10: %d writes were not answered", n)
 	}
 	for _, n := range w.nodes {
-		for _, what := range []string{"not ready", "was fenced", "was refused", "not written by Keyward"} {
+		for _, what := range []string{
+			"not ready", "was fenced", "was refused", "not written by Keyward",
+		} {
 			if strings.Contains(n.current.Load().Stderr(), what) {
 				w.tb.Errorf("R10: node %d logged %q", n.index, what)
 			}
@@ -104,15 +109,16 @@ func (w *crowd) rotate(lines []string, i int) {
 	}
 	oldFirst, newFirst, lacking := w.nodes[0], w.nodes[1], w.nodes[2]
 
-	refused := w.askToRotate(newFirst)
+	early := w.askToRotate(newFirst)
 	var problem api.Problem
-	_ = json.Unmarshal(refused.body, &problem)
+	_ = json.Unmarshal(early.body, &problem)
 	address := strings.TrimPrefix(lacking.current.Load().Verification, "http://")
-	if refused.status != http.StatusConflict || refused.code() != api.MasterKeyMissing ||
-		!strings.Contains(problem.Detail, address) || strings.Count(problem.Detail, "does not have it") != 1 {
-		w.tb.Errorf("R10: a rotation that one node lacks the key for: %d %s", refused.status, refused.body)
+	if early.status != http.StatusConflict || early.code() != api.MasterKeyMissing ||
+		!strings.Contains(problem.Detail, address) ||
+		strings.Count(problem.Detail, "does not have it") != 1 {
+		w.tb.Errorf("R10: a rotation while one node lacks the key: %d %s", early.status, early.body)
 	}
-	w.rotated(oldFirst, before) // nothing was changed, and the first key of this node is the database's
+	w.rotated(oldFirst, before) // nothing was changed; this node's first key is the database's
 	for range 20 {
 		w.revoke(context.Background(), nil, w.create(context.Background(), w.newOrganization()))
 	}
@@ -136,14 +142,15 @@ func (w *crowd) rotate(lines []string, i int) {
 
 func (w *crowd) askToRotate(n *node) answer {
 	p := n.current.Load()
-	return w.send(context.Background(), p, http.MethodPost, p.Admin+"/v1/master-key/rotate", "", "", nil)
+	url := p.Admin + "/v1/master-key/rotate"
+	return w.send(context.Background(), p, http.MethodPost, url, "", "", nil)
 }
 
-// rotated asks a node to rotate, which must leave the database under a key.
+// rotated asks a node to rotate, after which the database must be under the key wanted.
 func (w *crowd) rotated(n *node, want string) (r api.Reseal) {
 	a := w.askToRotate(n)
 	if a.status != http.StatusOK || json.Unmarshal(a.body, &r) != nil || r.MasterKeyID != want {
-		w.tb.Errorf("R10: rotate through node %d: %d %s, want %s", n.index, a.status, a.body, want)
+		w.tb.Errorf("R10: rotate at node %d: %d %s, want %s", n.index, a.status, a.body, want)
 	}
 	return r
 }

@@ -10,19 +10,20 @@ import (
 )
 
 // V8: somebody removes the latest entry of an organization's row. A write of that row fails: it
-// would take another revision out of the set hash than the one that is in it, and the database could
-// not be loaded again even with the entry back.
+// would take another revision out of the set hash than the one that is in it, and the database
+// could not be loaded again even with the entry back.
 func TestV8WriteOfARowWhoseEntryWasRemoved(t *testing.T) {
 	onBoth(t, func(t *testing.T, f *fixture) {
 		put := func(first keys.Reads) error {
-			_, err := f.Write(t.Context(), first, func(ctx context.Context, tx keys.Tx) error {
+			again := func(ctx context.Context, tx keys.Tx) error {
 				o, err := tx.Organization(ctx, "org")
 				if err != nil {
 					return err
 				}
 				o.Active = true
 				return keystest.Put(ctx, tx, o)
-			})
+			}
+			_, err := f.Write(t.Context(), first, again)
 			return err
 		}
 		keystest.MustPut(t, f.Store, keys.Organization{ID: "org", Active: true})
