@@ -134,16 +134,19 @@ func (w *crowd) editDatabase(count int, r *rand.Rand) {
 		for _, k := range off {
 			write(func() { w.turn(context.Background(), k.organization, true) })
 		}
-		w.probeFor(between(r, 300*time.Millisecond, time.Second), stocked)
+		written := make(chan struct{})
+		go func() { writing.Wait(); close(written) }()
+		w.probeFor(3*time.Second, written, stocked)
+		w.probeFor(between(r, 100*time.Millisecond, time.Second), nil, stocked)
 		w.edit(stocked[0], editsOfLog[i%len(editsOfLog)])
 		w.restart(w.nodes[r.IntN(len(w.nodes))])
-		w.probeFor(between(r, 300*time.Millisecond, time.Second), stocked)
+		w.probeFor(between(r, 100*time.Millisecond, time.Second), nil, stocked)
 		acting.Store(false)
 		w.edit(stocked[0], endWriting)
 		began := time.Now()
 		w.heal()
 		w.within("V8: service after the database was put back", time.Since(began), 2*time.Second)
-		writing.Wait()
+		<-written
 
 		// A write of the row has every node read it again.
 		for _, k := range stocked[:4] {
@@ -164,9 +167,11 @@ func (w *crowd) editDatabase(count int, r *rand.Rand) {
 		answered.Load(), 4*count)
 }
 
-// probeFor asks all nodes about keys for a while, and ends the connections that listen.
-func (w *crowd) probeFor(d time.Duration, about []*key) {
-	for ended := time.Now().Add(d); time.Now().Before(ended); after(20 * time.Millisecond) {
+// probeFor asks all nodes about keys for a while, at most until done, and ends the connections that
+// listen.
+func (w *crowd) probeFor(d time.Duration, done <-chan struct{}, about []*key) {
+	ended := time.After(d)
+	for {
 		if _, err := w.severListeners(); err != nil {
 			w.tb.Error(err)
 		}
@@ -174,6 +179,13 @@ func (w *crowd) probeFor(d time.Duration, about []*key) {
 			for _, k := range about {
 				w.probe(n, k)
 			}
+		}
+		select {
+		case <-ended:
+			return
+		case <-done:
+			return
+		case <-time.After(20 * time.Millisecond):
 		}
 	}
 }
