@@ -331,6 +331,13 @@ CREATE TABLE lineage (`,
 		New: ``,
 	}}, store, "TestV8NothingIsLoadedOverABrokenLog", false},
 
+	{"an organization is written whose entry was removed", []Defect{{File: writeFile,
+		Old: `	if r.Revision <= logged || r.mangled ||
+`,
+		New: `	if r.Revision != 0 || r.mangled ||
+`,
+	}}, store, "TestV8WriteOfARowWhoseEntryWasRemoved", false},
+
 	{"a fence asks for no history", []Defect{{File: feedFile,
 		Old: `		if !has {
 			return keys.ErrDiverged

@@ -22,6 +22,11 @@ const keysPath = "/api/v1/auth/api-keys"
 type key struct {
 	id, secret   string
 	organization *organization
+
+	// Its row was edited by somebody else: a revoke that finds the older row has a time of its own.
+	edited bool
+	// Until the row is back and written again, a node may deny the key as unknown.
+	withheld atomic.Bool
 }
 
 func (k *key) String() string { return k.id + " of " + k.organization.id }
@@ -69,6 +74,7 @@ type crowd struct {
 	figures figures
 	phase   atomic.Pointer[phase]
 	only    atomic.Pointer[node] // that writes go to; nil = any
+	once    bool                 // requests have no idempotency key: nothing is retried
 
 	probes  []chan struct{} // by node: places for verifications that nobody waits for
 	probing sync.WaitGroup
@@ -152,6 +158,9 @@ func (w *crowd) verify(ctx context.Context, p *process, k *key) (decided bool, v
 		return false, strange
 	}
 	v = verdictOf(answered.Reason)
+	if v == strange && answered.Reason == "unknown" && k.withheld.Load() {
+		v = keyRefused
+	}
 	if answered.Valid != (v == accepted) {
 		w.tb.Errorf("verify answered valid=%t with reason %s", answered.Valid, answered.Reason)
 	}
@@ -257,11 +266,18 @@ func (w *crowd) token(o *organization) string {
 	return token
 }
 
+func (w *crowd) idempotencyKey(prefix string) *string {
+	if w.once {
+		return nil
+	}
+	return new(fmt.Sprint(prefix, w.figures.requests.Add(1)))
+}
+
 // create makes a key through any node. It returns nil when that was refused or is not known.
 func (w *crowd) create(ctx context.Context, o *organization) *key {
-	token, idempotencyKey := w.token(o), fmt.Sprint("create-", w.figures.requests.Add(1))
+	token, idempotencyKey := w.token(o), w.idempotencyKey("create-")
 	a, _, _ := w.persist(ctx, nil, func(ctx context.Context, p *process, request string) answer {
-		return w.send(ctx, p, http.MethodPost, p.Public+keysPath, token, request, api.CreateKey{KeyName: "Production key", IdempotencyKey: &idempotencyKey})
+		return w.send(ctx, p, http.MethodPost, p.Public+keysPath, token, request, api.CreateKey{KeyName: "Production key", IdempotencyKey: idempotencyKey})
 	})
 	if a.status != http.StatusCreated {
 		return nil
@@ -313,9 +329,9 @@ func (w *crowd) revoke(ctx context.Context, n *node, k *key) (answered bool, too
 
 // roll ends a key and makes its successor, without overlap. It returns false when that was refused or is not known.
 func (w *crowd) roll(ctx context.Context, k *key) bool {
-	token, idempotencyKey := w.token(k.organization), fmt.Sprint("roll-", w.figures.requests.Add(1))
+	token, idempotencyKey := w.token(k.organization), w.idempotencyKey("roll-")
 	a, _, tried := w.persist(ctx, nil, func(ctx context.Context, p *process, request string) answer {
-		return w.send(ctx, p, http.MethodPost, p.Public+keysPath+"/"+k.id+"/roll", token, request, api.RollKey{IdempotencyKey: &idempotencyKey})
+		return w.send(ctx, p, http.MethodPost, p.Public+keysPath+"/"+k.id+"/roll", token, request, api.RollKey{IdempotencyKey: idempotencyKey})
 	})
 	if a.status != http.StatusCreated {
 		if tried > 0 { // an earlier attempt may have ended it

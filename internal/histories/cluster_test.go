@@ -1,10 +1,14 @@
 package histories
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -34,7 +38,7 @@ type cluster struct {
 	tb      testing.TB
 	servers []*pgtest.Server
 	primary atomic.Pointer[pgtest.Server] // as things stand
-	dir     string                        // with the master key and the issuer, which are everybody's
+	dir     string                        // with the master keys and the issuer, which is everybody's
 	issuer  *identity.DevIssuer
 	options keywardtest.Options
 	nodes   []*node
@@ -59,11 +63,11 @@ type process struct {
 }
 
 // newCluster starts count nodes over servers, of which the first is the primary. Environment, build tags and overlay of the options
-// are for each node.
+// are for each node, and their Dir may hold master key files.
 func newCluster(tb testing.TB, options keywardtest.Options, count int, servers ...*pgtest.Server) *cluster {
 	tb.Helper()
 	tb = repeatFailures(tb)
-	c := &cluster{tb: tb, servers: servers, dir: tb.TempDir(), options: options}
+	c := &cluster{tb: tb, servers: servers, dir: cmp.Or(options.Dir, tb.TempDir()), options: options}
 	c.primary.Store(servers[0])
 	var err error
 	if c.issuer, err = identity.OpenDevIssuer(c.dir); err != nil {
@@ -141,10 +145,28 @@ func (c *cluster) newNode() *node {
 	n.args = keywardtest.ServeArgs(c.tb, keywardtest.Options{
 		Dir:         c.dir,
 		DatabaseURL: "postgres://postgres@" + strings.Join(hosts, ",") + "/postgres?sslmode=disable&target_session_attrs=read-write",
-		Flags:       []string{"--lease=" + lease.String()},
+		Flags:       []string{"--lease=" + lease.String(), "--master-key-file=" + c.keyFile(n.index)},
 	})
+	c.copyMasterKey(n.index)
 	c.nodes = append(c.nodes, n)
 	return n
+}
+
+// keyFile is the master key file of a node.
+func (c *cluster) keyFile(index int) string {
+	return filepath.Join(c.dir, fmt.Sprintf("master-%d.key", index))
+}
+
+// copyMasterKey gives a node that has no master key file a copy of the common one.
+func (c *cluster) copyMasterKey(index int) {
+	c.tb.Helper()
+	common, err := os.ReadFile(filepath.Join(c.dir, "master.key"))
+	if err != nil {
+		c.tb.Fatal(err)
+	}
+	if _, err := os.Stat(c.keyFile(index)); errors.Is(err, fs.ErrNotExist) {
+		writeKeys(c.tb, c.keyFile(index), string(common))
+	}
 }
 
 // start starts a node's process, which is not ready yet. It is for the test's own goroutine.

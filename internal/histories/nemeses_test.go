@@ -46,6 +46,7 @@ var nemeses = []nemesis{
 	{"F17 concurrent revokes", (*crowd).revokeConcurrently},
 	{"F21 rolling restart", (*crowd).rollNodes},
 	{"F25 races", (*crowd).race},
+	{"V8 database writer", (*crowd).editDatabase},
 	{"F22 node far behind", (*crowd).fallBehind}, // last: the database is large afterwards
 }
 

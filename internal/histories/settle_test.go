@@ -77,9 +77,11 @@ func (w *crowd) settle() *settled {
 				want = accepted
 			default:
 				want = keyRefused
-				mu.Lock()
-				revokedAt[k.id] = *row.RevokedAt
-				mu.Unlock()
+				if !k.edited {
+					mu.Lock()
+					revokedAt[k.id] = *row.RevokedAt
+					mu.Unlock()
+				}
 			}
 			for _, n := range w.nodes {
 				decided, got := w.verify(ctx, n.current.Load(), k.key)

@@ -14,6 +14,7 @@ import (
 var (
 	errRolledBack = errors.New("the row is not of the latest revision that the audit log has for it")
 	errRemoved    = errors.New("the row was removed; the audit log has it")
+	errNoEntry    = errors.New("the audit log lost the entry of the row's revision")
 	errMangled    = errors.New("a column does not have its form")
 )
 

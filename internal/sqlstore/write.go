@@ -374,6 +374,9 @@ func (t *writeTx) putRow(ctx context.Context, row target, statement string, argu
 func (t *writeTx) Organization(ctx context.Context, id string) (keys.Organization, error) {
 	row := target{keys.KindOrganization, id}
 	if r, ok := t.read[row]; ok && !t.written[row] {
+		if err := t.s.checkEntry(&r.organization, r.logged); err != nil {
+			return keys.Organization{}, t.fail(err)
+		}
 		t.note(row, r.logged)
 		o, err := t.s.organizationOf(&r.organization, r.logged, sameRevision)
 		return o, t.fail(err)
@@ -382,11 +385,31 @@ func (t *writeTx) Organization(ctx context.Context, id string) (keys.Organizatio
 	if err != nil {
 		return keys.Organization{}, err
 	}
-	o, err := t.s.organization(ctx, q, t.earlier(), id, func(revision, logged int64) bool {
+	var logged int64
+	r, err := scanOrganization(q.QueryRowContext(ctx, organizationByID, t.earlier(), id), &logged)
+	if err == nil && !t.written[row] {
+		err = t.s.checkEntry(&r, logged)
+	}
+	if err != nil {
+		return keys.Organization{}, t.fail(err)
+	}
+	o, err := t.s.organizationOf(&r, logged, func(revision, logged int64) bool {
 		t.note(row, logged)
 		return t.latest(row, revision, logged)
 	})
 	return o, t.fail(err)
+}
+
+// checkEntry returns ErrTampered for an authentic row that is newer than what the audit log has of
+// it: somebody removed the entry. A write of the row, which repairs any other edit, would take the
+// wrong revision out of the set hash, and no later edit could undo that.
+func (s *Store) checkEntry(r *organizationRow, logged int64) error {
+	if r.Revision <= logged || r.mangled ||
+		s.ring.CheckRow(keys.KindOrganization, r.Sealed(), r.seal) != nil {
+		return nil
+	}
+	s.tampered("organizations", r.ID, r.Revision, errNoEntry)
+	return fmt.Errorf("%w: the audit log lost an entry of organization %s", keys.ErrTampered, r.ID)
 }
 
 func (t *writeTx) HasChildren(ctx context.Context, organizationID string) (bool, error) {
