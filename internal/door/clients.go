@@ -56,7 +56,7 @@ func (c Clients) Address(remote string, forwarded []string) string {
 			if err != nil {
 				return last.String()
 			}
-			last = address
+			last = address.WithZone("") // a zone is any text, and means nothing on this machine
 		}
 	}
 	return last.String()

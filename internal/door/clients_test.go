@@ -32,6 +32,7 @@ func TestR8ClientAddress(t *testing.T) {
 		{"empty", "10.1.2.3:1234", []string{""}, "10.1.2.3"},
 		{"no address", "10.1.2.3:1234", []string{"198.51.100.1, unknown"}, "10.1.2.3"},
 		{"no address further left", "10.1.2.3:1234", []string{"x, 198.51.100.1"}, "198.51.100.1"},
+		{"a zone in the header", "10.1.2.3:1234", []string{"fe80::1%any text"}, "fe80::1"},
 		{"a link-local client", "[fe80::1%eth0]:1", nil, "fe80::1%eth0"},
 		{"no address at all", "pipe", []string{"198.51.100.1"}, "pipe"},
 	} {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -185,5 +186,34 @@ func TestOpenRefusesARingWithoutTheDatabasesKey(t *testing.T) {
 		f.Store = nil
 		f.reopen(t)
 		intact(t, f)
+	})
+}
+
+// R10, C16: a kept answer is looked up under a handle of its master key, so that key is in use until
+// the answer is forgotten, also when its content was erased at the revoke.
+func TestR10ErasedAnswerKeepsItsMasterKey(t *testing.T) {
+	onBoth(t, func(t *testing.T, f *fixture) {
+		populate(t, f)
+		keystest.MustWrite(t, f.Store, func(ctx context.Context, tx keys.Tx) error {
+			return errors.Join(
+				tx.KeepReplay(ctx, keys.Replay{Handle: keys.Handle{1}, MasterKeyID: "m1", KeyID: "gone", Sealed: []byte("x")}),
+				tx.EraseReplays(ctx, "gone"))
+		})
+		f.rotate(t, "m2")
+		if _, err := f.Reseal(t.Context(), nil); err != nil {
+			t.Fatal(err)
+		}
+		inUse := func(want ...string) {
+			t.Helper()
+			used, err := f.MasterKeysInUse(t.Context())
+			if err != nil || !slices.Equal(used, want) {
+				t.Errorf("in use: %v, %v; want %v", used, err, want)
+			}
+		}
+		inUse("m1", "m2")
+		if _, err := f.EraseKeptAnswers(t.Context(), time.Now().Add(time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		inUse("m2")
 	})
 }
