@@ -133,7 +133,9 @@ func collectSettings(n *kong.Node, names *[]string) {
 
 var (
 	flagAtFault = regexp.MustCompile(`^--([a-z0-9-]+)`)
-	plainFlag   = regexp.MustCompile(`^--?[a-z0-9-]+$`)
+	// What kong says of a value that it cannot read ends with the value, also of the environment.
+	valueAtFault = regexp.MustCompile(`(?s),? but got ".*"$`)
+	plainFlag    = regexp.MustCompile(`^--?[a-z0-9-]+$`)
 )
 
 // shortestSecret is the length, in bytes, from which an argument may be one.
@@ -142,7 +144,7 @@ const shortestSecret = 8
 // describe makes one line of a command line's fault. It repeats no argument but flag names: a
 // secret may stand anywhere by mistake.
 func describe(err error, args []string) error {
-	message := err.Error()
+	message := valueAtFault.ReplaceAllString(err.Error(), "")
 	for _, arg := range args {
 		if name, value, _ := strings.Cut(arg, "="); plainFlag.MatchString(name) {
 			arg = value

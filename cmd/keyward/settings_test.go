@@ -204,6 +204,10 @@ func TestR3Wrong(t *testing.T) {
 	}{
 		"unknown flag":           {with("--lisen=x"), nil, "unknown flag --lisen"},
 		"unknown variable":       {with(), []string{"KEYWARD_LISEN=" + hidden}, `"KEYWARD_LISEN" is not a setting`},
+		"level in environment":   {with(), []string{"KEYWARD_LOG_LEVEL=" + hidden}, "--log-level (KEYWARD_LOG_LEVEL) must be one of"},
+		"number in environment":  {with(), []string{"KEYWARD_DATABASE_CONNECTIONS=" + hidden}, "--database-connections (KEYWARD_DATABASE_CONNECTIONS): expected a valid 64 bit int;"},
+		"bool in environment":    {with(), []string{"KEYWARD_REQUIRE_REGISTERED_ORGANIZATIONS=" + hidden}, "--require-registered-organizations (KEYWARD_REQUIRE_REGISTERED_ORGANIZATIONS): bool value must be"},
+		"short word":             {with("--log-level=abc"), nil, "--log-level (KEYWARD_LOG_LEVEL) must be one of \"debug\",\"info\",\"warn\",\"error\";"},
 		"unexpected argument":    {with(hidden), nil, "unexpected argument …"},
 		"listen":                 {with("--listen=8080"), nil, "--listen (KEYWARD_LISTEN): must be host:port"},
 		"listen port":            {with("--listen=127.0.0.1:99999"), nil, "--listen (KEYWARD_LISTEN): must be host:port"},
