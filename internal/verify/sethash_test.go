@@ -133,7 +133,8 @@ func TestV8ScrubComparesMemory(t *testing.T) {
 					feed.mu.Unlock()
 				}
 				err := v.Scrub(t.Context())
-				if tt.ok != (err == nil && v.Proven() == nil) || v.Stats().Differences != map[bool]int64{true: 0, false: 1}[tt.ok] {
+				// What differs is loaded again at once, so that the node may be proven again by now.
+				if tt.ok && errors.Join(err, v.Proven()) != nil || v.Stats().Differences != map[bool]int64{true: 0, false: 1}[tt.ok] {
 					t.Errorf("scrub: %v; proven: %v; %d differences", err, v.Proven(), v.Stats().Differences)
 				}
 				feed.mu.Lock()
