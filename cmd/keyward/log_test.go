@@ -242,7 +242,7 @@ func freePort(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// R1, R12: dev goes on without whoever read its greeting and its log.
+// R1, R12: dev goes on when the reader of its greeting and its log has gone.
 func TestR12DevOutput(t *testing.T) {
 	t.Parallel()
 	r, w, err := os.Pipe()

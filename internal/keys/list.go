@@ -39,7 +39,7 @@ func (s *Service) OpenList(ctx context.Context, c Call, r ListRequest) (_ *Listi
 }
 
 // Next reads the next page, the first one even if it is empty. It is not called again after a page
-// without HasMore, nor after an error. A row that is not genuine is left out: it was reported when
+// without HasMore, nor after an error. A row that is not authentic is left out: it was reported when
 // it was read, and is nobody's key.
 func (l *Listing) Next(ctx context.Context) (Page, error) {
 	s := l.service

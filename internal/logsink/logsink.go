@@ -1,4 +1,4 @@
-// Package logsink writes log lines without waiting for whoever reads them (R12). A reader that is
+// Package logsink writes log lines without waiting for their reader (R12). A reader that is
 // gone, slow or stuck costs lines, which are counted; it never holds up the caller.
 package logsink
 

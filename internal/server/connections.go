@@ -157,7 +157,7 @@ func (c *connections) hold(conn net.Conn) net.Conn {
 			slog.Int64("closed", report), slog.Int("max", c.limits.Total), slog.Int("max_per_source", c.limits.PerSource))
 	}
 	if victim != nil {
-		_ = victim.Conn.Close() // whoever reads from it finds it closed
+		_ = victim.Conn.Close() // its reader finds it closed
 	}
 	if h == nil {
 		_ = conn.Close()

@@ -189,8 +189,8 @@ func TestOpenRefusesARingWithoutTheDatabasesKey(t *testing.T) {
 	})
 }
 
-// R10, C16: a kept answer is looked up under a handle of its master key, so that key is in use until
-// the answer is forgotten, also when its content was erased at the revoke.
+// R10, C16: an idempotency record is looked up under a handle of its master key, so that key is in use until
+// the record is removed, also when its answer was erased at the revoke.
 func TestR10ErasedAnswerKeepsItsMasterKey(t *testing.T) {
 	onBoth(t, func(t *testing.T, f *fixture) {
 		populate(t, f)

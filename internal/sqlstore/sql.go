@@ -235,7 +235,7 @@ const (
 		ON CONFLICT (id) DO UPDATE SET asked_at = excluded.asked_at`
 	masterKeyNow = `SELECT m.state_key_id, coalesce((SELECT id FROM master_keys WHERE asked_at > $1 ORDER BY asked_at DESC LIMIT 1), '')
 		FROM meta m WHERE m.one = 1`
-	// A kept answer that was erased counts too: its handle is looked up under that key (C16).
+	// An idempotency record without its answer counts too: it is looked up under that key (C16).
 	keysInUse = `SELECT seal_key_id FROM keys UNION SELECT seal_key_id FROM organizations UNION SELECT seal_key_id FROM audit
 		UNION SELECT master_key_id FROM replays UNION SELECT state_key_id FROM meta`
 	nodeKeysInUse = `SELECT DISTINCT seal_key_id FROM serving_nodes`
